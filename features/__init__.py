@@ -1,0 +1,1 @@
+"""Events in; the user's history, item statistics, the catalog and model inputs out."""

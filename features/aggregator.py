@@ -1,0 +1,98 @@
+"""The aggregator: a Step from events to the feature store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from features.behaviour import Behaviour, BehaviourConfig
+from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
+from features.statistics import ItemStatistics
+from streaming.artefact import Artefact
+from streaming.events import EventRules
+from streaming.intake import Intake
+from streaming.log import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """An instruction: these rows, with `view.schema`, are now the newest of their entities."""
+
+    view: View
+    rows: pa.Table
+
+
+@dataclass(frozen=True)
+class AggregatorConfig:
+    """`popularity_half_life` counts actions."""
+
+    popularity_half_life: float = 5_000.0
+    remembered_events: int = 200_000
+
+
+class Aggregator:
+    """Keeps the same state of users as the joiner does, and pushes what changed of it."""
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        rules: EventRules,
+        behaviour: BehaviourConfig,
+        state: Artefact | None = None,
+    ) -> None:
+        self._intake = Intake(rules, config.remembered_events)
+        self._users = Behaviour(behaviour, state)
+        self._items = ItemStatistics(config.popularity_half_life, state)
+        if state is not None:
+            self._intake.restore(state.shards["intake"])
+
+    def on_batch(self, records: Sequence[Record]) -> list[Push]:
+        events = self._intake.take(records).events
+        known = self._users.observe(events)
+        items = self._items.update(known)
+        if len(known.actions) == 0:
+            return []
+        newest_us = max(self._users.histories[u].newest_us for u in known.user_id.tolist())
+        return [self._user_push(np.unique(known.user_id).tolist()),
+                self._item_push(items.tolist(), newest_us)]  # fmt: skip
+
+    def on_time(self, now_us: int) -> list[Push]:  # noqa: ARG002
+        return []
+
+    def snapshot(self) -> Artefact:
+        shards = {
+            "intake": self._intake.snapshot(),
+            **self._users.tables(),
+            **self._items.tables(),
+        }
+        return Artefact({"users": len(self._users.histories)}, shards)
+
+    def _user_push(self, users: list[int]) -> Push:
+        histories = [self._users.histories[user] for user in users]
+        columns = [
+            users,
+            [h.newest_us for h in histories],
+            [h.items for h in histories],
+            [h.rewards for h in histories],
+            [h.newest_us for h in histories],
+        ]
+        return _push(USER_HISTORY, columns)
+
+    def _item_push(self, items: list[int], at_us: int) -> Push:
+        statistics = [self._items.get(item) for item in items]
+        columns = [
+            items,
+            [at_us] * len(items),
+            [s.actions for s in statistics],
+            [s.rewards / s.actions for s in statistics],
+            [s.popularity for s in statistics],
+        ]
+        return _push(ITEM_STATISTICS, columns)
+
+
+def _push(view: View, columns: Sequence[Sequence[object]]) -> Push:
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, view.schema, strict=True)]
+    return Push(view, pa.Table.from_arrays(arrays, schema=view.schema))

@@ -1,0 +1,89 @@
+"""Arrow samples to what models read: one place, no Python loop over rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Jagged:
+    """n lists in one array: list i is `values[offsets[i]:offsets[i + 1]]`; offsets (n + 1,)."""
+
+    values: Ids
+    offsets: Ids
+
+    @staticmethod
+    def from_column(column: pa.ListArray) -> Jagged:
+        """A list column; a null list reads as an empty one."""
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = np.zeros(len(column) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Jagged(column.flatten().to_numpy(zero_copy_only=False), offsets)
+
+    @property
+    def lengths(self) -> Ids:
+        return np.diff(self.offsets)
+
+    def owners(self) -> Ids:
+        """For each value the number of the list it is in."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """n items as a model sees them: `ids` (n,) and the tokens that describe each."""
+
+    ids: Ids
+    tokens: Jagged
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """n users as a model sees them; `rewards` has one entry for each value of `history`."""
+
+    ids: Ids
+    history: Jagged
+    rewards: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A micro-batch of n samples: who, which item (n,), how much it pleased (n,), and when."""
+
+    users: Users
+    item_ids: Ids
+    rewards: NDArray[np.float32]
+    liked: NDArray[np.bool_]
+    at_us: Ids
+
+
+def read_samples(batch: pa.RecordBatch) -> Samples:
+    """The rows of a micro-batch that are samples."""
+    rows = batch.filter(batch["user_id"].is_valid())
+    return Samples(
+        Users(
+            rows["user_id"].to_numpy(),
+            Jagged.from_column(rows["history"]),
+            rows["history_rewards"].flatten().to_numpy(zero_copy_only=False),
+        ),
+        rows["item_id"].to_numpy(),
+        rows["reward"].to_numpy(),
+        rows["label_liked"].fill_null(False).to_numpy(zero_copy_only=False),
+        rows["at"].cast(pa.int64()).to_numpy(),
+    )
+
+
+def read_declarations(batch: pa.RecordBatch) -> Items:
+    """The rows of a micro-batch that declare items; of several for one item the last counts."""
+    rows = batch.filter(batch["user_id"].is_null())
+    ids = rows["item_id"].to_numpy()
+    _, last = np.unique(ids[::-1], return_index=True)
+    rows = rows.take(pa.array(np.sort(len(ids) - 1 - last)))
+    return Items(rows["item_id"].to_numpy(), Jagged.from_column(rows["item_tokens"]))

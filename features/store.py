@@ -1,0 +1,154 @@
+"""The feature store: Feast, with SQLite online and Parquet offline, through its public API."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig
+from feast.data_source import PushMode
+from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
+from feast.infra.offline_stores.file_source import FileSource as FileDataSource
+from feast.types import from_feast_to_pyarrow_type, Array, Float32, Float64, Int64  # noqa: F401
+from feast.value_type import ValueType
+
+from features.aggregator import Push
+from features.definitions import EVENT_TIME, USER_HISTORY, VIEWS, View
+
+_TYPES = {
+    pa.int64(): Int64,
+    pa.float64(): Float64,
+    pa.list_(pa.int64()): Array(Int64),
+    pa.list_(pa.float32()): Array(Float32),
+}
+
+
+class PartsOfflineStoreConfig(DaskOfflineStoreConfig):  # type: ignore[misc]
+    """Feast finds an offline store by the path of its class."""
+
+    type: Literal["features.store.PartsOfflineStore"] = "features.store.PartsOfflineStore"
+
+
+class PartsOfflineStore(DaskOfflineStore):  # type: ignore[misc]
+    """Feast's file store, but a push adds one Parquet file to a directory.
+
+    Feast's own rewrites the whole file in place: the cost of a push grows with everything that
+    was ever pushed, and a process that dies meanwhile leaves half a file.
+    """
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        uri = feature_view.batch_source.file_options.uri
+        directory = Path(FileDataSource.get_uri_for_file_path(config.repo_path, uri))
+        _write_part(directory, table.replace_schema_metadata(None))
+        if progress:
+            progress(table.num_rows)
+
+
+class FeastStore:
+    """Pushes go online at once and are kept back for the offline store until `flush`."""
+
+    def __init__(self, root: Path) -> None:
+        self._lock = threading.Lock()
+        root.mkdir(parents=True, exist_ok=True)
+        self._store = FeatureStore(
+            config=RepoConfig(
+                project="headrace",
+                provider="local",
+                registry=str(root / "registry.db"),
+                online_store={"type": "sqlite", "path": str(root / "online.db")},
+                offline_store={"type": "features.store.PartsOfflineStore"},
+                entity_key_serialization_version=3,
+            )
+        )
+        self._offline = root / "offline"
+        self._kept_back: dict[str, list[pa.Table]] = {view.name: [] for view in VIEWS}
+
+    def apply(self) -> None:
+        """Makes the store what `features.definitions` declares; does nothing if it is."""
+        objects: list[Any] = []
+        for view in VIEWS:
+            directory = self._offline / view.name
+            if not directory.exists():
+                _write_part(directory, view.schema.empty_table())
+            objects += _declare(view, directory)
+        self._store.apply(objects)
+
+    def push(self, pushes: Sequence[Push]) -> list[Any]:
+        """Carries out pushes: the rows are what the online store answers from now on."""
+        for push in pushes:
+            name = push.view.name
+            with self._lock:
+                self._store.push(f"{name}_push", push.rows.to_pandas(), to=PushMode.ONLINE)
+            self._kept_back[name].append(push.rows)
+        return []
+
+    def flush(self) -> None:
+        """Hands what was kept back to the offline store, one Parquet file for each view."""
+        for name, tables in self._kept_back.items():
+            if tables:
+                rows = pa.concat_tables(tables).to_pandas()
+                with self._lock:
+                    self._store.push(f"{name}_push", rows, to=PushMode.OFFLINE)
+                tables.clear()
+
+    def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]:
+        """The newest features of each entity by name; None in all of them if it has none."""
+        with self._lock:
+            answer = self._store.get_online_features(
+                features=[f"{view.name}:{feature}" for feature in view.features],
+                entity_rows=[{view.key: key} for key in keys],
+            ).to_dict()
+        return [{name: answer[name][i] for name in view.features} for i in range(len(keys))]
+
+    def as_of(self, view: View, key: int, at: datetime) -> dict[str, Any]:
+        """What the offline store knew of an entity at a moment: Feast's point-in-time join."""
+        entities = pd.DataFrame({view.key: [key], EVENT_TIME: [at]})
+        with self._lock:
+            frame = self._store.get_historical_features(
+                entity_df=entities,
+                features=[f"{view.name}:{feature}" for feature in view.features],
+            ).to_df()
+        return {name: frame[name][0] for name in view.features}
+
+
+def _declare(view: View, directory: Path) -> list[Any]:
+    """The Feast objects of a view."""
+    entity = Entity(name=view.key.removesuffix("_id"), join_keys=[view.key],
+                    value_type=ValueType.INT64)  # fmt: skip
+    batch = FileSource(
+        name=f"{view.name}_parquet", path=str(directory), timestamp_field=EVENT_TIME
+    )
+    return [
+        entity,
+        FeatureView(
+            name=view.name,
+            entities=[entity],
+            schema=[Field(name=view.key, dtype=Int64)]
+            + [Field(name=n, dtype=_TYPES[kind]) for n, kind in view.features.items()],
+            source=PushSource(name=f"{view.name}_push", batch_source=batch),
+            ttl=None,
+        ),
+    ]
+
+
+def _write_part(directory: Path, table: pa.Table) -> None:
+    """One more Parquet file, there whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
+    aside = directory / f".{name}"
+    pq.write_table(table, aside)
+    aside.rename(directory / name)

@@ -1,0 +1,1 @@
+"""The composition root: recipes, the command line, and the wiring of processes."""

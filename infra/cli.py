@@ -1,0 +1,112 @@
+"""The command line: `headrace`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from streaming.errors import HeadraceError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""A recommender that learns from every event as it comes.
+
+    `headrace run` starts everything on this machine: the log, the trainer, the server, and a
+    replay of MovieLens to learn from. Open the address it prints. State lives in HEADRACE_HOME
+    (`.headrace` by default).""",
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="HEADRACE_HOME", help="Where the state lives.", show_default=".headrace"
+    ),
+]
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter an option
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: the name of a shipped one, or a .toml file.")
+    ] = "movielens",
+    port: Annotated[
+        int, typer.Option(envvar="HEADRACE_PORT", min=1, max=65535, help="Where to answer.")
+    ] = 8000,
+    home: HomeOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget everything learnt and start over.")
+    ] = False,
+    until_learnt: Annotated[
+        bool, typer.Option("--until-learnt", help="Stop when the whole source has been learnt.")
+    ] = False,
+) -> None:
+    """Start the whole system; go on from where it stopped. Ctrl-C stops it cleanly."""
+    from infra.home import Home  # noqa: PLC0415 - `--help` need not wait for torch
+    from infra.recipe import load_recipe  # noqa: PLC0415
+    from infra.run import run as run_system  # noqa: PLC0415
+
+    run_system(
+        load_recipe(recipe),
+        Home(home or Path(".headrace")),
+        port,
+        fresh=fresh,
+        until_learnt=until_learnt,
+    )
+
+
+@app.command()
+def status(
+    home: HomeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Tell where every step stands: positions, lag, version, watermark, freshness."""
+    from infra.home import Home  # noqa: PLC0415
+    from infra.status import show_status, status as read_status  # noqa: PLC0415
+    from streaming.errors import ConfigError  # noqa: PLC0415
+    from streaming.log import open_log  # noqa: PLC0415
+
+    place = Home(home or Path(".headrace"))
+    if not place.exists:
+        raise ConfigError(f"nothing has run in {place.path} yet: start with `headrace run`")
+    log = open_log(place.log_url)
+    try:
+        found = read_status(log)
+    finally:
+        log.close()
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        show_status(found, Console())
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Which benchmark; none lists them.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
+) -> None:
+    """Measure something, and fail if a figure that is promised is missed."""
+    from infra.bench import list_benchmarks, run_benchmark  # noqa: PLC0415
+
+    if name is None:
+        list_benchmarks(Console())
+    elif not run_benchmark(name, Console(stderr=True), as_json=as_json):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point: an error on purpose is one sentence, any other keeps its traceback."""
+    try:
+        app()
+    except HeadraceError as error:
+        Console(stderr=True).print(f"[bold red]headrace:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,92 @@
+"""The home: the one directory that holds all state of a running system."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streaming.errors import ConfigError
+
+_OWNED = ("log.db", "log.db-wal", "log.db-shm", "cuts", "versions", "features", "logs", "lock")
+
+
+class Home:
+    """Names of everything under `HEADRACE_HOME` (`.headrace` by default)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @staticmethod
+    def from_environment() -> Home:
+        return Home(Path(os.environ.get("HEADRACE_HOME") or ".headrace"))
+
+    @property
+    def log_url(self) -> str:
+        return f"file://{self.path}/log.db"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions"
+
+    def cuts(self, group: str) -> Path:
+        return self.path / "cuts" / group
+
+    def log_file(self, role: str) -> Path:
+        return self.path / "logs" / f"{role}.log"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is state to go on from."""
+        return (self.path / "log.db").exists()
+
+    def make(self) -> None:
+        """Makes the directories.
+
+        Raises:
+            ConfigError: the place is a file, or may not be written to.
+        """
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"HEADRACE_HOME = {self.path} cannot be made: {error.strerror}; name a directory"
+                " that may be written to"
+            ) from None
+
+    def clear(self) -> None:
+        """Removes the state, and nothing that is not Headrace's."""
+        for name in _OWNED:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif name != "lock":
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second run out for as long as the block lasts; the kernel lets go for the dead.
+
+        Raises:
+            ConfigError: another process runs in this home.
+        """
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise ConfigError(
+                    f"another headrace (process {lock.read().strip()}) runs in {self.path}: stop"
+                    " it, or set HEADRACE_HOME to another directory"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield

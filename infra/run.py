@@ -1,0 +1,286 @@
+"""The main job: one process that replays, serves and watches, and an actor for each step."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import uvicorn
+
+from features.catalog import Catalog
+from features.store import FeastStore
+from infra.home import Home
+from infra.progress import Reporter
+from infra.recipe import Recipe
+from infra.status import progress, status
+from infra.workers import Workers, log_to_file
+from serving.api import Service, create_app, time_text
+from serving.follower import Follower
+from serving.metrics import ServingMetrics
+from serving.recommender import Recommender
+from serving.replica import Replica
+from streaming.errors import ConfigError, HeadraceError
+from streaming.log import EVENTS, Log, open_log
+from streaming.loop import Loop
+from streaming.sources.movielens import MovieLens
+from streaming.sources.replay import Replay
+from trainers.versions import VersionInfo, VersionStore
+
+logger = logging.getLogger(__name__)
+ROLES = ("joiner", "aggregator", "trainer")
+
+
+class System:
+    """A running Headrace on one machine: everything that `headrace run` starts."""
+
+    def __init__(self, recipe: Recipe, home: Home, port: int) -> None:
+        self._recipe = recipe
+        self._home = home
+        self._port = port
+        self.stopping = threading.Event()
+        self.failure: str | None = None
+        self.metrics = ServingMetrics()
+        self.log: Log = open_log(home.log_url)
+        self.replica = Replica()
+        self.replay = self._make_replay()
+        self._events_per_s = 0.0
+        self.workers = Workers(ROLES, recipe, home, self.fail)
+        self._catalog_loop: Loop | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._recipe.serving.host}:{self._port}"
+
+    def fail(self, sentence: str) -> None:
+        """Ends the run with an error; the first one is the one that is told."""
+        self.failure = self.failure or sentence
+        self.stopping.set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Everything is up inside the block, except that Ray may still be starting its actors."""
+        with ExitStack() as stack:
+            stack.callback(self.log.close)
+            features = FeastStore(self._home.features)
+            features.apply()
+            self._catalog_loop = self._make_catalog_loop()
+            catalog = self._catalog_loop.step
+            assert isinstance(catalog, Catalog)  # noqa: S101 - for the type checker
+            recommender = Recommender(self.replica, catalog, features)
+            service = Service(
+                self.log,
+                self._recipe.events,
+                recommender,
+                catalog,
+                self.metrics,
+                self.status,
+                self.not_ready,
+            )
+            stack.enter_context(self._serving(service))
+            stack.callback(self.workers.stop)
+            stack.callback(self.stopping.set)
+            self.workers.start()
+            for name, run in (
+                ("catalog", self._catalog_loop.run),
+                ("follower", self._make_follower().run),
+                ("replay", self._run_replay),
+            ):
+                stack.enter_context(self._thread(name, run))
+            yield
+
+    def not_ready(self) -> str | None:
+        """Why requests cannot be answered from a model yet; None if they can."""
+        if self.replica.info is None:
+            return "no model version has been published yet; the trainer is starting"
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """The source has ended and everything in the log has been learnt and served."""
+        done = self.replay is None or self.replay.progress.done == self.replay.progress.total
+        info = self.replica.info
+        where = progress(self.log)
+        return (
+            done
+            and info is not None
+            and not any(where.lag.values())
+            and info.step == where.positions["trainer"]
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `/v1/status` answers."""
+        replay = None if self.replay is None else self.replay.progress
+        info = self.replica.info
+        return {
+            **status(self.log),
+            "ready": self.not_ready() is None,
+            "replay": None
+            if replay is None
+            else {
+                "done": replay.done,
+                "total": replay.total,
+                "at": time_text(replay.at_us),
+                "finished": replay.done == replay.total,
+            },
+            "events_per_s": self._events_per_s,
+            "served_version": None if info is None else info.name,
+            "restarts": self.workers.restarts,
+        }
+
+    # -- the parts -------------------------------------------------------------------------
+
+    def _make_replay(self) -> Replay | None:
+        if self._recipe.source == "none":
+            return None
+        return Replay(self.log, MovieLens(), self._waiting, self._recipe.replay)
+
+    def _waiting(self) -> int:
+        """Records on the way: in front of the feature store, or of the trainer."""
+        lag = progress(self.log).lag
+        return max(lag["aggregator"], lag["joiner"] + lag["trainer"])
+
+    def _run_replay(self, stopping: threading.Event) -> None:
+        if self.replay is not None:
+            rate = threading.Thread(target=self._measure_rate, args=(self.replay,), daemon=True)
+            rate.start()
+            self.replay.run(stopping)
+
+    def _measure_rate(self, replay: Replay, period_s: float = 1.0) -> None:
+        done = replay.progress.done
+        while not self.stopping.wait(period_s):
+            now = replay.progress.done
+            self._events_per_s = (now - done) / period_s
+            done = now
+
+    def _make_catalog_loop(self) -> Loop:
+        return Loop(
+            self.log,
+            "catalog",
+            [EVENTS],
+            lambda state: Catalog(self._recipe.events, self._recipe.behaviour, state),
+            self._home.cuts("catalog"),
+            config=self._recipe.loop,
+        )
+
+    def _make_follower(self) -> Follower:
+        return Follower(
+            self.log,
+            VersionStore(self._home.versions),
+            self.replica,
+            look_back=2 * self._recipe.trainer.snapshot_every + 1,
+            applied=self._observe_version,
+        )
+
+    def _observe_version(self, info: VersionInfo, seconds: float) -> None:
+        metrics = self.metrics
+        metrics.versions.inc()
+        metrics.apply_seconds.observe(seconds)
+        metrics.version_number.set(info.number)
+        if info.learnt_logged_us is not None:
+            metrics.freshness.observe(time.time() - info.learnt_logged_us / 1e6)
+        if info.watermark_us is not None:
+            metrics.watermark.set(info.watermark_us / 1e6)
+        for figure, value in info.metrics.items():
+            metrics.quality.labels(figure).set(value)
+
+    @contextmanager
+    def _thread(self, name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
+        """A thread that ends when the run is stopping; its failure ends the run."""
+
+        def guarded() -> None:
+            try:
+                run(self.stopping)
+            except HeadraceError as error:
+                self.fail(str(error))
+            except Exception as error:  # noqa: BLE001 - a dead thread must end the whole run
+                logger.exception("the thread %s failed", name)
+                self.fail(f"the thread {name} failed ({error!r}); see {self._home.log_file('run')}")
+
+        thread = threading.Thread(target=guarded, name=name)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.stopping.set()
+            thread.join(timeout=30)
+
+    @contextmanager
+    def _serving(self, service: Service) -> Iterator[None]:
+        """The HTTP server in a thread of its own."""
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(service, self._recipe.serving),
+                host=self._recipe.serving.host,
+                port=self._port,
+                log_config=None,
+                access_log=False,
+            )
+        )
+        with self._thread("http", lambda stopping: server.run()):  # noqa: ARG005
+            try:
+                while not server.started and not self.stopping.is_set():
+                    time.sleep(0.01)
+                yield
+            finally:
+                server.should_exit = True
+
+
+def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: bool) -> None:
+    """Runs until Ctrl-C, or with `until_learnt` until the source has been learnt whole.
+
+    Raises:
+        HeadraceError: it cannot start, or cannot go on.
+    """
+    home.make()
+    with home.locked():
+        _check_port(recipe.serving.host, port)
+        if fresh:
+            home.clear()
+            home.make()
+        log_to_file(home.log_file("run"))
+        system = System(recipe, home, port)
+        with _stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
+            with system.running():
+                while not system.stopping.wait(0.2):
+                    reporter.update(system.status())
+                    if until_learnt and system.finished:
+                        break
+                reporter.stopping()
+            reporter.stopped(system.failure is None)
+        if system.failure is not None:
+            raise HeadraceError(system.failure)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it, or"
+                " set HEADRACE_PORT (or --port) to another"
+            ) from None
+
+
+@contextmanager
+def _stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
+    """Ctrl-C and a polite kill ask for a stop; a second Ctrl-C does not wait for it."""
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

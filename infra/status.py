@@ -1,0 +1,103 @@
+"""How a home does: positions, lag, versions, watermark, freshness; read from its files alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from serving.api import time_text
+from streaming.log import EVENTS, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
+
+# Which topics each consumer group reads.
+GROUPS: Mapping[str, str] = {
+    "joiner": EVENTS,
+    "aggregator": EVENTS,
+    "catalog": EVENTS,
+    "trainer": SAMPLES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where every group stands: `ends` of the topics, `positions` and `lag` of the groups."""
+
+    ends: dict[str, int]
+    positions: dict[str, int]
+    lag: dict[str, int]
+
+
+def progress(log: Log) -> Progress:
+    """Reads where every group stands, in records."""
+    ends = {topic: sum(log.ends([topic]).values()) for topic in TOPICS}
+    positions = {g: sum(log.positions(g, [topic]).values()) for g, topic in GROUPS.items()}
+    lag = {group: ends[topic] - positions[group] for group, topic in GROUPS.items()}
+    return Progress(ends, positions, lag)
+
+
+def newest_version(log: Log) -> dict[str, Any] | None:
+    """The newest announcement on the topic `versions`."""
+    place = TopicPartition(VERSIONS, 0)
+    end = log.ends([VERSIONS])[place]
+    records = log.read({place: end - 1}, 1, timeout_s=0) if end else []
+    if not records:
+        return None
+    announced: dict[str, Any] = json.loads(records[0].value)
+    return {**announced, "published_us": records[0].logged_us}
+
+
+def status(log: Log) -> dict[str, Any]:
+    """What `headrace status` shows and `/v1/status` answers, in plain values."""
+    where = progress(log)
+    version = newest_version(log)
+    shown = None
+    if version is not None:
+        learnt = version["learnt_logged_us"]
+        shown = {
+            "name": f"{version['model']}/{version['lineage']}/{version['number']}",
+            "step": version["step"],
+            "age_s": (time.time_ns() // 1000 - version["published_us"]) / 1e6,
+            "bytes": version["bytes"],
+            # From the newest event's arrival in the log to the version that has learnt it.
+            "freshness_s": None if learnt is None else (version["published_us"] - learnt) / 1e6,
+        }
+    return {
+        "records": where.ends,
+        "positions": where.positions,
+        "lag": where.lag,
+        "version": None if shown is None else shown["name"],
+        "newest_version": shown,
+        "watermark": None if version is None else time_text(version["watermark_us"]),
+        "metrics": None if version is None else version["metrics"],
+    }
+
+
+def show_status(found: dict[str, Any], console: Console) -> None:
+    """Prints a status for people."""
+    table = Table("group", "reads", "position", "lag", title="Where every step stands")
+    for group, topic in GROUPS.items():
+        table.add_row(
+            group, topic, f"{found['positions'][group]:,}", f"{found['lag'][group]:,} records"
+        )
+    console.print(table)
+    dead = found["records"]["dead-letters"]
+    console.print(f"dead letters  {dead:,}", highlight=False)
+    version = found["newest_version"]
+    if version is None:
+        console.print("version       none yet")
+        return
+    console.print(f"version       {version['name']}, step {version['step']:,}", highlight=False)
+    console.print(f"published     {version['age_s']:,.1f} s ago", highlight=False)
+    console.print(f"watermark     {found['watermark']}", highlight=False)
+    if version["freshness_s"] is not None:
+        console.print(
+            f"freshness     {version['freshness_s']:.3f} s from the log to the version",
+            highlight=False,
+        )
+    for figure, value in sorted(found["metrics"].items()):
+        console.print(f"{figure:<32}{value:,.4g}", highlight=False)

@@ -1,0 +1,1 @@
+"""Versions in, answers out: the replica, the recommender, the HTTP interface, the playground."""

@@ -1,0 +1,96 @@
+"""The follower: tails the topic `versions` and keeps a replica on the newest version."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from serving.replica import Applied, Replica
+from streaming.errors import ArtefactError
+from streaming.log import VERSIONS, Log, Record, TopicPartition
+from trainers.versions import VersionInfo, VersionStore, read_announcement
+
+logger = logging.getLogger(__name__)
+_PLACE = TopicPartition(VERSIONS, 0)
+
+
+class Follower:
+    """Applies announced versions in order; a gap is healed from the newest snapshot.
+
+    While it heals, the replica goes on answering with what it has. `look_back` announcements
+    are searched for a snapshot; the trainer makes one at least that often.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        store: VersionStore,
+        replica: Replica,
+        look_back: int,
+        applied: Callable[[VersionInfo, float], None] = lambda info, seconds: None,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._replica = replica
+        self._look_back = look_back
+        self._applied = applied
+        self._position = max(0, log.ends([VERSIONS])[_PLACE] - look_back)
+
+    def run(self, stopping: threading.Event) -> None:
+        """Follows until told to stop."""
+        while not stopping.is_set():
+            self.turn(timeout_s=0.2)
+
+    def turn(self, timeout_s: float) -> None:
+        """Takes what was announced since the last turn."""
+        records = self._log.read({_PLACE: self._position}, self._look_back, timeout_s)
+        if not records:
+            return
+        self._position = records[-1].offset + 1
+        infos = [read_announcement(record) for record in records]
+        # Whatever lies before the newest snapshot is contained in it.
+        snapshots = [i for i, info in enumerate(infos) if info.base is None]
+        start = snapshots[-1] if snapshots and self._replica.info is None else 0
+        for info in infos[start:]:
+            if self._take(info) is Applied.GAP:
+                self._heal(info)
+
+    def _take(self, info: VersionInfo) -> Applied:
+        begun = time.perf_counter()
+        try:
+            outcome = self._replica.take(self._store.read(info))
+        except ArtefactError as error:
+            logger.warning("passing over version %s: %s", info.name, error)
+            return Applied.GAP
+        if outcome is Applied.APPLIED:
+            self._applied(info, time.perf_counter() - begun)
+        return outcome
+
+    def _heal(self, info: VersionInfo) -> None:
+        """Loads the newest snapshot of the lineage and what followed it up to `info`."""
+        served = self._replica.info
+        chain = [i for i in self._recent() if i.lineage == info.lineage and i.number <= info.number]
+        snapshots = [i for i in chain if i.base is None]
+        if not snapshots or (
+            served is not None
+            and served.lineage == info.lineage
+            and snapshots[-1].number <= served.number
+        ):
+            logger.warning("version %s cannot be reached yet, waiting for a snapshot", info.name)
+            return
+        for link in chain:
+            if link.number >= snapshots[-1].number and self._take(link) is not Applied.APPLIED:
+                return
+
+    def _recent(self) -> list[VersionInfo]:
+        records: list[Record] = []
+        position = max(0, self._position - self._look_back)
+        while position < self._position:
+            found = self._log.read({_PLACE: position}, self._look_back, timeout_s=0)
+            if not found:
+                break
+            records += found
+            position = found[-1].offset + 1
+        return [read_announcement(record) for record in records]

@@ -1,0 +1,71 @@
+"""What the serving process tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_FRESHNESS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0)
+
+
+class ServingMetrics:
+    """Declared once; a registry of its own, so that tests can have several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "headrace_request_seconds",
+            "Time to answer an HTTP request.",
+            ["route", "status"],
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.events = Counter(
+            "headrace_http_events_total",
+            "Events posted to this process, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.answers = Counter(
+            "headrace_answer_items_total",
+            "Items in answers, by who proposed them.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.versions = Counter(
+            "headrace_versions_applied_total",
+            "Model versions applied by this replica.",
+            registry=self.registry,
+        )
+        self.apply_seconds = Histogram(
+            "headrace_version_apply_seconds",
+            "Time to read a version and lay it over the replica.",
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.freshness = Histogram(
+            "headrace_logged_to_served_seconds",
+            "From an event reaching the log to the version that learnt it answering requests.",
+            buckets=_FRESHNESS_S,
+            registry=self.registry,
+        )
+        self.version_number = Gauge(
+            "headrace_version_number", "Number of the version being served.", registry=self.registry
+        )
+        self.watermark = Gauge(
+            "headrace_version_watermark_seconds",
+            "Newest event time that the served version has learnt, as a Unix time.",
+            registry=self.registry,
+        )
+        self.quality = Gauge(
+            "headrace_model_figure",
+            "Test-then-train figures of the served version.",
+            ["figure"],
+            registry=self.registry,
+        )
+        self.lag = Gauge(
+            "headrace_group_lag_records",
+            "Records that a consumer group has still to take.",
+            ["group"],
+            registry=self.registry,
+        )

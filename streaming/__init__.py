@@ -1,0 +1,1 @@
+"""The ground floor: records and schemas, the log, the exactly-once loop, the joiner, sources."""

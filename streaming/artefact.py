@@ -1,0 +1,132 @@
+"""Directories that are there whole or not at all: the form of every cut and every version.
+
+An artefact is `manifest.json` and one Arrow IPC file per shard. It is written aside, every file
+is fsynced, and the directory is renamed into place as the last act. The manifest carries the
+checksum of every shard and of itself, so that a missing shard or a flipped byte is found when
+it is read, never when it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from streaming.errors import ArtefactCorrupt, ArtefactError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """Named Arrow tables, and everything else as JSON in `meta`."""
+
+    meta: dict[str, Any]
+    shards: dict[str, pa.Table]
+
+
+def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.Table]) -> int:
+    """Writes an artefact to a path where nothing is yet; returns its size in bytes.
+
+    Raises:
+        ArtefactError: there is no space, or no right to write; nothing is left behind.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        sums: dict[str, str] = {}
+        size = 0
+        for name, table in shards.items():
+            data = _encode(table)
+            sums[name] = xxhash.xxh3_128_hexdigest(data)
+            _write_durably(aside / f"{name}.arrow", data)
+            size += len(data)
+        body = json.dumps({"format": FORMAT, "shards": sums, "meta": meta}, sort_keys=True)
+        sealed = json.dumps({"checksum": xxhash.xxh3_128_hexdigest(body.encode()), "body": body})
+        _write_durably(aside / MANIFEST, sealed.encode())
+        _sync_directory(aside)
+        aside.rename(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = "no space is left on the disk" if error.errno == errno.ENOSPC else str(error)
+        raise ArtefactError(f"cannot write {path}: {reason}; mend that and start again") from error
+    return size + len(sealed)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The `meta` of an artefact, its own checksum verified; its shards are not looked at."""
+    meta: dict[str, Any] = _open_manifest(path)["meta"]
+    return meta
+
+
+def read_artefact(path: Path) -> Artefact:
+    """The artefact at a path, every checksum verified.
+
+    Raises:
+        ArtefactCorrupt: it is not there, not complete, or not what was written.
+    """
+    body = _open_manifest(path)
+    shards: dict[str, pa.Table] = {}
+    for name, checksum in body["shards"].items():
+        file = path / f"{name}.arrow"
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
+        if xxhash.xxh3_128_hexdigest(data) != checksum:
+            raise ArtefactCorrupt(f"{file} is not what was written: its checksum differs")
+        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+            shards[name] = reader.read_all()
+    return Artefact(body["meta"], shards)
+
+
+def _open_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        sealed = json.loads(file.read_bytes())
+        intact = xxhash.xxh3_128_hexdigest(sealed["body"].encode()) == sealed["checksum"]
+        body: dict[str, Any] = json.loads(sealed["body"])
+    except OSError as error:
+        raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactCorrupt(f"{file} is not a manifest") from error
+    if not intact:
+        raise ArtefactCorrupt(f"{file} is not what was written: its checksum differs")
+    if body["format"] != FORMAT:
+        raise ArtefactError(
+            f"{file} has format {body['format']}, this release reads format {FORMAT}"
+        )
+    return body
+
+
+def _encode(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _write_durably(file: Path, data: bytes | pa.Buffer) -> None:
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

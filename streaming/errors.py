@@ -1,0 +1,60 @@
+"""Every error Headrace raises on purpose.
+
+HeadraceError
+├── ConfigError          a recipe, option or argument that cannot work
+├── EventRejected        one event that cannot be accepted (field, value, reason)
+├── SourceError          an input file that cannot be read as it should
+├── LogError             the log cannot do what it was asked
+│   ├── LogFull          no space is left for it
+│   └── Fenced           another process has taken over this consumer's work
+└── ArtefactError        a cut or a version on disk
+    └── ArtefactCorrupt  it is incomplete, or a byte of it is not the one written
+
+The command line prints the sentence of a HeadraceError and nothing else; any other exception is
+a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Root of the tree; `str(error)` is one sentence: what is wrong, where, how to mend it."""
+
+
+class ConfigError(HeadraceError):
+    """A recipe, option or argument that cannot work."""
+
+
+class EventRejected(HeadraceError):
+    """One event that cannot be accepted."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        shown = repr(value)
+        self.field = field
+        self.value = shown if len(shown) <= 120 else shown[:117] + "..."
+        self.reason = reason
+        super().__init__(f"{field} = {self.value}: {reason}")
+
+
+class SourceError(HeadraceError):
+    """An input file that cannot be read as it should."""
+
+
+class LogError(HeadraceError):
+    """The log cannot do what it was asked."""
+
+
+class LogFull(LogError):
+    """No space is left for the log."""
+
+
+class Fenced(LogError):
+    """Another process commits for the same group: this one must stop, its work is undone."""
+
+
+class ArtefactError(HeadraceError):
+    """A cut or a version on disk cannot be used."""
+
+
+class ArtefactCorrupt(ArtefactError):
+    """An artefact is incomplete, or a byte of it is not the one that was written."""

@@ -1,0 +1,313 @@
+"""Events: what producers send, the rules they must keep, and their two forms in the log.
+
+One record of the topic `events` is either one JSON object (any producer, any language) or one
+Arrow IPC stream that holds a batch with `EVENT_SCHEMA`. Both are read into the same columns.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streaming.errors import EventRejected
+from streaming.log import EVENTS, Append, Record
+
+EVENT_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("at", pa.timestamp("us", "UTC"), nullable=False),
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("request_id", pa.string()),
+        ("position", pa.int32()),
+        ("scenario", pa.string()),
+        ("value", pa.float64()),
+        ("query", pa.string()),
+        ("attributes", pa.string()),  # a JSON object, or null
+    ]
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TYPE_ERROR = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<field>\w+)")
+_FIELD_ERROR = re.compile(r"(?P<reason>unknown|missing required) field `(?P<field>[^`]*)`")
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
+    """One thing that happened. Ids are strings; `at` is event time, UTC; `position` 0 is the top.
+
+    `event_id` names the event for good: a second event with the same id is dropped.
+    """
+
+    kind: str
+    user_id: str | None = None
+    item_id: str | None = None
+    event_id: str | None = None
+    at: datetime | None = None
+    request_id: str | None = None
+    position: int | None = None
+    scenario: str | None = None
+    value: float | None = None
+    query: str | None = None
+    attributes: dict[str, Any] | None = None
+
+
+DEFAULT_KINDS: Mapping[str, tuple[str, ...]] = {
+    "impression": ("user_id", "item_id"),
+    "click": ("user_id", "item_id"),
+    "like": ("user_id", "item_id"),
+    "wish": ("user_id", "item_id"),
+    "cart": ("user_id", "item_id"),
+    "buy": ("user_id", "item_id"),
+    "rate": ("user_id", "item_id", "value"),
+    "watch": ("user_id", "item_id", "value"),
+    "search": ("user_id", "query"),
+    "item": ("item_id",),
+    "user": ("user_id",),
+}
+
+
+@dataclass(frozen=True)
+class EventRules:
+    """What an acceptable event is: an open set of kinds, each with the fields it must carry."""
+
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_KINDS))
+    value_range: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"rate": (0.0, 5.0), "watch": (0.0, 1.0)}
+    )
+    max_bytes: int = 65_536
+    max_id_characters: int = 256
+    max_ahead_s: float = 300.0
+
+
+def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) -> Event:
+    """One event from JSON, with `event_id` and `at` filled in where they were absent.
+
+    `now_us` is when it arrived (UTC, microseconds): it becomes `at` where none is given.
+
+    Raises:
+        EventRejected: names the field, its value and what is wrong with it.
+    """
+    if isinstance(raw, bytes):
+        raw = _parse_json(raw, rules)
+    try:
+        event = msgspec.convert(raw, Event)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), raw) from None
+    at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    event = msgspec.structs.replace(event, at=at, event_id=event.event_id or uuid.uuid4().hex)
+    _check(event, rules, now_us)
+    return event
+
+
+def encode_event(event: Event) -> Append:
+    """The event as a JSON record; events of one user share a partition, and so do an item's."""
+    key = event.user_id or event.item_id or ""
+    return Append(EVENTS, msgspec.json.encode(event), key.encode())
+
+
+def encode_events(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
+    """A batch with `EVENT_SCHEMA` as one Arrow record."""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, EVENT_SCHEMA, options=options) as writer:
+        writer.write_batch(batch)
+    return Append(EVENTS, sink.getvalue().to_pybytes(), key)
+
+
+def event_batch(events: Iterable[Event]) -> pa.RecordBatch:
+    """Checked events as columns with `EVENT_SCHEMA`."""
+    rows = [
+        {
+            **msgspec.structs.asdict(event),
+            "attributes": None
+            if event.attributes is None
+            else msgspec.json.encode(event.attributes).decode(),
+        }
+        for event in events
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record, or one row of an Arrow record, that cannot be accepted."""
+
+    record: Record
+    row: int | None
+    error: EventRejected
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The acceptable events of some records in log order, and what was refused.
+
+    `logged_us` has one entry per event: when its record was appended.
+    """
+
+    events: pa.RecordBatch
+    logged_us: np.ndarray[Any, np.dtype[np.int64]]
+    rejected: list[Rejected]
+
+
+def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
+    """Reads records of the topic `events`, in either form; never raises for what they hold."""
+    batches: list[pa.RecordBatch] = []
+    logged: list[tuple[int, int]] = []
+    rejected: list[Rejected] = []
+    singles: list[Event] = []
+
+    def flush_singles() -> None:
+        if singles:
+            batches.append(event_batch(singles))
+            singles.clear()
+
+    for record in records:
+        try:
+            if record.value[:4] == b"\xff\xff\xff\xff":  # how an Arrow IPC stream begins
+                flush_singles()
+                batch, bad = _decode_arrow(record, rules)
+                batches.append(batch)
+                rejected += bad
+                logged.append((record.logged_us, batch.num_rows))
+            else:
+                singles.append(parse_event(record.value, rules, record.logged_us))
+                logged.append((record.logged_us, 1))
+        except EventRejected as error:
+            rejected.append(Rejected(record, None, error))
+    flush_singles()
+    times, counts = zip(*logged, strict=True) if logged else ((), ())
+    return Decoded(
+        pa.concat_batches(batches) if batches else event_batch([]),
+        np.repeat(np.array(times, dtype=np.int64), np.array(counts, dtype=np.int64)),
+        rejected,
+    )
+
+
+# -- the rules, one event at a time --------------------------------------------------------
+
+
+def _parse_json(raw: bytes, rules: EventRules) -> Mapping[str, Any]:
+    if len(raw) > rules.max_bytes:
+        raise EventRejected(
+            "event", f"{len(raw)} bytes", f"an event may have {rules.max_bytes} bytes at most"
+        )
+    try:
+        parsed = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EventRejected("event", raw[:100], f"not a JSON object: {error}") from None
+    if not isinstance(parsed, dict):
+        raise EventRejected("event", parsed, "not a JSON object")
+    return parsed
+
+
+def _explain(message: str, raw: Mapping[str, Any]) -> EventRejected:
+    if match := _TYPE_ERROR.match(message):
+        name, reason = match["field"], match["reason"]
+        if name == "at":
+            reason += ": write it like 2026-11-21T10:00:00Z"
+        if name in ("user_id", "item_id"):
+            reason += ": ids are strings, put it in quotes"
+        return EventRejected(name, raw.get(name), reason)
+    if match := _FIELD_ERROR.search(message):
+        name = match["field"]
+        if match["reason"] == "unknown":
+            reason = "unknown field; what is your own belongs inside `attributes`"
+            return EventRejected(name, raw.get(name), reason)
+        return EventRejected(name, None, "missing, and every event must have it")
+    return EventRejected("event", raw, message)
+
+
+def _check(event: Event, rules: EventRules, now_us: int) -> None:
+    required = rules.kinds.get(event.kind)
+    if required is None:
+        raise EventRejected("kind", event.kind, f"unknown; known are {', '.join(rules.kinds)}")
+    for name in required:
+        if getattr(event, name) is None:
+            raise EventRejected(name, None, f"missing, and kind {event.kind!r} must have it")
+    for name in ("event_id", "user_id", "item_id", "request_id", "scenario"):
+        text = getattr(event, name)
+        if text is not None and not 0 < len(text) <= rules.max_id_characters:
+            raise EventRejected(name, text, f"must have 1 to {rules.max_id_characters} characters")
+    if event.position is not None and not 0 <= event.position < 2**31:
+        raise EventRejected("position", event.position, "must be 0 (the top) or more")
+    if event.value is not None:
+        low, high = rules.value_range.get(event.kind, (-math.inf, math.inf))
+        if not math.isfinite(event.value) or not low <= event.value <= high:
+            reason = f"must be a finite number from {low:g} to {high:g} for {event.kind!r}"
+            raise EventRejected("value", event.value, reason)
+    at_us = (event.at - _EPOCH) // timedelta(microseconds=1) if event.at else now_us
+    if at_us < 0:
+        raise EventRejected("at", event.at.isoformat(), "before 1970")
+    if at_us > now_us + rules.max_ahead_s * 1e6:
+        reason = f"more than {rules.max_ahead_s:g} s in the future; check the sender's clock"
+        raise EventRejected("at", event.at.isoformat(), reason)
+
+
+# -- the same rules, on columns ------------------------------------------------------------
+
+
+def _decode_arrow(record: Record, rules: EventRules) -> tuple[pa.RecordBatch, list[Rejected]]:
+    try:
+        with pa.ipc.open_stream(record.value) as reader:
+            batch = reader.read_all().combine_chunks()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise EventRejected("event", "an Arrow record", f"cannot be read: {error}") from None
+    if not batch.schema.equals(EVENT_SCHEMA):
+        raise EventRejected(
+            "event", batch.schema.names, "an Arrow record of events must have EVENT_SCHEMA"
+        )
+    batches = batch.to_batches()
+    if not batches:
+        return event_batch([]), []
+    rows: pa.RecordBatch = batches[0]
+    suspects = np.flatnonzero(~_acceptable(rows, rules, record.logged_us))
+    if len(suspects) == 0:
+        return rows, []
+    # The column check only says which rows to look at: the reason comes from the same words
+    # that a single event gets.
+    rejected, kept = [], np.ones(rows.num_rows, dtype=bool)
+    for row in suspects:
+        values = {k: v for k, v in rows.slice(row, 1).to_pylist()[0].items() if v is not None}
+        try:
+            if isinstance(values.get("attributes"), str):
+                values["attributes"] = _parse_json(values["attributes"].encode(), rules)
+            parse_event(values, rules, record.logged_us)
+        except EventRejected as error:
+            kept[row] = False
+            rejected.append(Rejected(record, int(row), error))
+    return rows.filter(pa.array(kept)), rejected
+
+
+def _acceptable(rows: pa.RecordBatch, rules: EventRules, now_us: int) -> np.ndarray[Any, Any]:
+    """A row that is True keeps every rule; one that is False deserves a closer look."""
+    at = rows["at"].cast(pa.int64())
+    good = pc.and_(pc.greater_equal(at, 0), pc.less_equal(at, now_us + int(rules.max_ahead_s * 1e6)))
+    for name in ("event_id", "user_id", "item_id", "request_id", "scenario"):
+        size = pc.utf8_length(rows[name])
+        fits = pc.and_(pc.greater(size, 0), pc.less_equal(size, rules.max_id_characters))
+        good = pc.and_(good, pc.fill_null(fits, name != "event_id"))
+    good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["position"], 0), True))
+    kinds_ok = pa.array(np.zeros(rows.num_rows, dtype=bool))
+    for kind, required in rules.kinds.items():
+        low, high = rules.value_range.get(kind, (-1e300, 1e300))
+        ok = pc.equal(rows["kind"], kind)
+        for name in required:
+            ok = pc.and_(ok, pc.is_valid(rows[name]))
+        fits = pc.and_(pc.greater_equal(rows["value"], low), pc.less_equal(rows["value"], high))
+        kinds_ok = pc.or_(kinds_ok, pc.and_(ok, pc.fill_null(fits, True)))
+    # Attributes are free text inside Arrow: let the single-event check parse them.
+    good = pc.and_(good, pc.and_(kinds_ok, pc.is_null(rows["attributes"])))
+    result: np.ndarray[Any, Any] = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
+    return result

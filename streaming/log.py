@@ -1,0 +1,120 @@
+"""The log: append-only, partitioned, and the only way from one process to another.
+
+Guarantees every implementation gives:
+
+* a record that `append` or a transaction has returned for survives the death of the process and
+  of the machine;
+* offsets of a partition grow, and a reader sees a partition in the order of its offsets;
+* what a transaction appends and the positions it advances become visible together or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from streaming.errors import ConfigError
+
+EVENTS = "events"
+SAMPLES = "samples"
+DEAD_LETTERS = "dead-letters"
+VERSIONS = "versions"
+TOPICS = (EVENTS, SAMPLES, DEAD_LETTERS, VERSIONS)
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+# The next offset to read, for each partition: one past the last record that was dealt with.
+Positions = Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A record on its way into the log; records of one `key` share a partition, in order."""
+
+    topic: str
+    value: bytes
+    key: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it lies in the log; `logged_us` is when it was appended (UTC, microseconds)."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    logged_us: int
+
+    @property
+    def next_position(self) -> tuple[TopicPartition, int]:
+        """The position of a consumer that has dealt with this record."""
+        return TopicPartition(self.topic, self.partition), self.offset + 1
+
+
+class Transaction(Protocol):
+    """Appends and progress that become visible together when the `with` block ends well."""
+
+    def append(self, records: Sequence[Append]) -> None:
+        """Adds records to what the transaction will make visible."""
+        ...
+
+    def advance(self, start: Positions, end: Positions) -> None:
+        """Moves the group from `start`, where it must be, to `end`; else raises `Fenced`."""
+        ...
+
+
+class Log(Protocol):
+    """Reads and appends records; one object may be used from several threads."""
+
+    def append(self, records: Sequence[Append]) -> None:
+        """Appends all records or none; returns once they are durable."""
+        ...
+
+    def read(self, positions: Positions, limit: int, timeout_s: float) -> list[Record]:
+        """At most `limit` records from `positions` on, as soon as there is one.
+
+        Waits up to `timeout_s` for the first; an empty list says that none came.
+        """
+        ...
+
+    def transaction(self, group: str) -> AbstractContextManager[Transaction]:
+        """A transaction for the consumer group; an exception inside it undoes everything."""
+        ...
+
+    def positions(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """Where the group stands in every partition of the topics; 0 where it never was."""
+        ...
+
+    def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """The offset that the next record of every partition will get."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of files and connections; the log must not be used afterwards."""
+        ...
+
+
+def open_log(url: str) -> Log:
+    """The log that a URL names; `file:///path/log.db` is the embedded one, and is made if absent.
+
+    Raises:
+        ConfigError: the scheme is not one that Headrace knows.
+        LogError: the file is there but is not a log, or cannot be opened.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.path and not parts.netloc:
+        from pathlib import Path  # noqa: PLC0415 - an adapter is only imported when it is named
+
+        from streaming.file_log import FileLog  # noqa: PLC0415
+
+        return FileLog(Path(parts.path))
+    raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")

@@ -1,0 +1,237 @@
+"""The loop that never loses count: any Step, each record exactly once.
+
+Starting:
+
+0. load the newest complete cut, rebuild the step from it, and silently replay the records
+   between the cut's positions and the group's committed ones: their outputs were already made.
+
+Then, for ever, the commit order:
+
+1. *read* the records that follow the positions;
+2. *step*: `on_batch`, then `on_time`, return outputs and do no I/O;
+3. *execute* the outputs that are not log records; each is idempotent, for it is done again
+   when the process dies before 4;
+4. *commit* the outputs that are log records together with the new positions;
+5. *cut*, now and then: positions and state as one artefact, renamed into place;
+6. *tidy*: drop cuts that are older than the two newest.
+
+Dying before 4 undoes the turn: it is read again. Dying between 4 and 5 leaves committed work
+that the next start replays silently, which is why a Step must be deterministic in its records.
+Dying during 5 leaves the cut before.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
+from streaming.errors import ArtefactCorrupt, ArtefactError
+from streaming.log import Append, Log, Record, TopicPartition
+
+logger = logging.getLogger(__name__)
+
+Output = Any  # an Append, or an instruction that the loop's executor understands
+Executor = Callable[[Sequence[Output]], Sequence[Append]]
+
+
+class Step(Protocol):
+    """A pure state machine: no clock, no I/O, and the same records give the same state."""
+
+    def on_batch(self, records: Sequence[Record]) -> Sequence[Output]:
+        """Takes the next records. The state must not depend on how they were cut into batches."""
+        ...
+
+    def on_time(self, now_us: int) -> Sequence[Output]:
+        """Told the time after every turn. It may emit; it may not change what `snapshot` holds."""
+        ...
+
+    def snapshot(self) -> Artefact:
+        """All of the state, from which `build` makes the same step again."""
+        ...
+
+
+def append_only(outputs: Sequence[Output]) -> Sequence[Append]:
+    """The executor of a step that only appends to the log."""
+    return outputs
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """`limit` records are read at most a turn; a cut is due `cut_every_s` after the one before."""
+
+    limit: int = 64
+    idle_s: float = 0.05
+    cut_every_s: float = 10.0
+    cuts_kept: int = 2
+
+
+class Loop:
+    """Runs the step that `build` makes for a consumer group over some topics.
+
+    `reached` is called with the number of every point of the commit order as the loop gets
+    there; tests use it to die on the spot.
+    """
+
+    def __init__(  # noqa: PLR0913 - the wiring of a whole consumer, done once
+        self,
+        log: Log,
+        group: str,
+        topics: Sequence[str],
+        build: Callable[[Artefact | None], Step],
+        cuts: Path,
+        *,
+        execute: Executor = append_only,
+        flush: Callable[[], None] = lambda: None,
+        config: LoopConfig | None = None,
+        clock: Callable[[], float] = time.time,
+        reached: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._log = log
+        self._group = group
+        self._execute = execute
+        self._flush = flush
+        self._config = config or LoopConfig()
+        self._clock = clock
+        self._reached = reached
+        self._cuts = CutDirectory(cuts, self._config.cuts_kept)
+        self.step, self._positions = self._recover(build, topics)
+        self._cut_due = clock() + self._config.cut_every_s
+        self._cut_positions = dict(self._positions)
+
+    def run(self, stopping: threading.Event) -> None:
+        """Turns until told to stop; ends with a cut, so that the next start replays nothing."""
+        while not stopping.is_set():
+            self.turn()
+        self.cut()
+
+    def turn(self) -> int:
+        """One pass through the commit order; returns how many records it dealt with."""
+        records = self._log.read(self._positions, self._config.limit, self._config.idle_s)
+        self._reached(1)
+        outputs = list(self.step.on_batch(records)) if records else []
+        outputs += self.step.on_time(int(self._clock() * 1e6))
+        self._reached(2)
+        appends = self._execute(outputs) if outputs else ()
+        self._reached(3)
+        if records or appends:
+            self._commit(appends, dict(record.next_position for record in records))
+        self._reached(4)
+        if self._clock() >= self._cut_due:
+            self.cut()
+        return len(records)
+
+    def cut(self) -> None:
+        """Saves positions and state now, unless nothing was read since the last cut."""
+        self._cut_due = self._clock() + self._config.cut_every_s
+        if self._positions == self._cut_positions:
+            return
+        self._flush()
+        self._cuts.save(self._positions, self.step.snapshot())
+        self._cut_positions = dict(self._positions)
+        self._reached(5)
+        self._cuts.tidy()
+        self._reached(6)
+
+    def _commit(self, appends: Sequence[Append], moved: Mapping[TopicPartition, int]) -> None:
+        with self._log.transaction(self._group) as transaction:
+            if appends:
+                transaction.append(appends)
+            if moved:
+                transaction.advance({p: self._positions[p] for p in moved}, moved)
+        self._positions.update(moved)
+
+    def _recover(
+        self, build: Callable[[Artefact | None], Step], topics: Sequence[str]
+    ) -> tuple[Step, dict[TopicPartition, int]]:
+        committed = self._log.positions(self._group, topics)
+        state, positions = self._cuts.newest()
+        positions = {place: positions.get(place, 0) for place in committed}
+        for place, position in positions.items():
+            if position > committed[place]:
+                raise ArtefactError(
+                    f"the cut in {self._cuts.path} is ahead of the log ({place.topic}/"
+                    f"{place.partition}: {position} > {committed[place]}): the log was replaced;"
+                    " restore it, or start over with `headrace run --fresh`"
+                )
+        step = build(state)
+        self._reached(0)
+        while behind := {p: at for p, at in positions.items() if at < committed[p]}:
+            records = self._log.read(behind, self._config.limit, timeout_s=0)
+            again = [r for r in records if r.offset < committed[TopicPartition(r.topic, r.partition)]]
+            if not again:
+                raise ArtefactError(
+                    f"group {self._group!r} cannot replay {behind}: the log no longer holds those"
+                    " records; start over with `headrace run --fresh`"
+                )
+            step.on_batch(again)
+            positions.update(record.next_position for record in again)
+        return step, positions
+
+
+class CutDirectory:
+    """The cuts of one step: `cut-00000001`, `cut-00000002`, ...; the newest complete one counts."""
+
+    def __init__(self, path: Path, kept: int = 2) -> None:
+        self.path = path
+        self._kept = kept
+
+    def save(self, positions: Mapping[TopicPartition, int], state: Artefact) -> Path:
+        """Writes the next cut; positions and state become the newest cut together."""
+        name = f"cut-{self._number(self._all()[-1]) + 1 if self._all() else 1:08d}"
+        places = [[topic, partition, at] for (topic, partition), at in sorted(positions.items())]
+        write_artefact(self.path / name, {"positions": places, "state": state.meta}, state.shards)
+        return self.path / name
+
+    def newest(self) -> tuple[Artefact | None, dict[TopicPartition, int]]:
+        """State and positions of the newest complete cut; (None, {}) where there was never one.
+
+        Raises:
+            ArtefactCorrupt: there are cuts, and none of them can be read.
+        """
+        failures: list[str] = []
+        for path in reversed(self._all()):
+            try:
+                cut = read_artefact(path)
+            except ArtefactCorrupt as error:
+                logger.warning("passing over a damaged cut: %s", error)
+                failures.append(str(error))
+                continue
+            positions = {TopicPartition(t, p): at for t, p, at in cut.meta["positions"]}
+            return Artefact(cut.meta["state"], cut.shards), positions
+        if failures:
+            raise ArtefactCorrupt(
+                f"no cut in {self.path} can be read ({failures[0]}): delete that directory to"
+                " rebuild the state from the log, or start over with `headrace run --fresh`"
+            )
+        return None, {}
+
+    def newest_meta(self) -> dict[str, Any] | None:
+        """The `meta` of the newest cut's state, without reading its shards; for status."""
+        for path in reversed(self._all()):
+            try:
+                meta: dict[str, Any] = read_manifest(path)["state"]
+            except ArtefactError:
+                continue
+            return meta
+        return None
+
+    def tidy(self) -> None:
+        """Removes what newer cuts have made useless, and what a dying process left half-written."""
+        for path in self._all()[: -self._kept]:
+            shutil.rmtree(path)
+        for path in self.path.glob(".cut-*"):
+            shutil.rmtree(path)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.path.glob("cut-*"))
+
+    @staticmethod
+    def _number(path: Path) -> int:
+        return int(path.name.removeprefix("cut-"))

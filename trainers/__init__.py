@@ -1,0 +1,1 @@
+"""Samples in, versions out: embedding tables, frequency estimate, losses, models, the trainer."""

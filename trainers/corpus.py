@@ -1,0 +1,154 @@
+"""The corpus: every item that can be recommended, what describes it, its vector and its count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.batch import Ids, Items, Jagged
+from trainers.arrays import column_matrix, matrix_column
+from trainers.id_map import IdMap
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Vectors (n, d) of items (n,), as a version carries them."""
+
+    ids: Ids
+    rows: NDArray[np.float32]
+
+
+class Corpus:
+    """Items in the order in which they became known, each with its newest vector.
+
+    Vectors are what serving will see: they are refreshed for the items of every step and for a
+    slice of all others in turn, so none is older than `len(corpus) / slice` steps.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._map = IdMap()
+        self._tokens: list[NDArray[np.int64]] = []
+        self._vectors = torch.zeros(1024, width)
+        self._refreshed = np.zeros(1024, np.int64)
+        self._counts = np.zeros(1024, np.float64)
+        self._weight = 1.0
+        self._turn = 0
+        self.clock = 0
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    @property
+    def vectors(self) -> Tensor:
+        """(n, d), in the order of the items."""
+        return self._vectors[: len(self)]
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How popular each item is, up to a common factor, (n,)."""
+        return self._counts[: len(self)]
+
+    def find(self, ids: Ids) -> Ids:
+        """The place of each item, -1 for one that is not in the corpus."""
+        return self._map.find(ids)
+
+    def add(self, items: Items) -> Ids:
+        """Adds items, or replaces what describes them; returns their places."""
+        known = self._map.find(items.ids)
+        fresh = items.ids[known < 0]
+        self._reserve(len(self) + fresh.size)
+        self._map.add(fresh)
+        self._tokens += [np.empty(0, np.int64)] * fresh.size
+        places = self._map.find(items.ids)
+        bounds = items.tokens.offsets
+        for i, place in enumerate(places.tolist()):
+            self._tokens[place] = items.tokens.values[bounds[i] : bounds[i + 1]]
+        return places
+
+    def add_unseen(self, ids: Ids) -> None:
+        """Adds those of the distinct ids that are not there, with nothing to describe them."""
+        unseen = ids[self._map.find(ids) < 0]
+        self.add(Items(unseen, Jagged(np.empty(0, np.int64), np.zeros(unseen.size + 1, np.int64))))
+
+    def items(self, places: Ids) -> Items:
+        """What the model reads of the items at these places."""
+        tokens = [self._tokens[place] for place in places.tolist()]
+        offsets = np.zeros(len(tokens) + 1, np.int64)
+        np.cumsum([t.size for t in tokens], out=offsets[1:])
+        values = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
+        return Items(self._map.ids[places], Jagged(values, offsets))
+
+    def next_slice(self, size: int) -> Ids:
+        """The next places in turn whose vectors are to be refreshed."""
+        size = min(size, len(self))
+        places = (self._turn + np.arange(size)) % max(1, len(self))
+        self._turn = (self._turn + size) % max(1, len(self))
+        return places
+
+    def refresh(self, places: Ids, vectors: Tensor) -> None:
+        """Sets the vectors of items."""
+        self.clock += 1
+        self._vectors[torch.from_numpy(places)] = vectors
+        self._refreshed[places] = self.clock
+
+    def count(self, places: Ids, samples: int, half_life: float) -> None:
+        """Counts a sample for each place, one that lies `half_life` samples back only half.
+
+        Instead of all counts fading, the weight of a new sample grows.
+        """
+        self._weight *= 2.0 ** (samples / half_life)
+        np.add.at(self._counts, places, self._weight)
+        if self._weight > 1e100:
+            self._counts /= self._weight
+            self._weight = 1.0
+
+    def refreshed_since(self, clock: int) -> Vectors:
+        """The vectors that were set after that clock; 0 gives all of them."""
+        places = np.flatnonzero(self._refreshed[: len(self)] > clock)
+        return Vectors(self._map.ids[places], self._vectors[torch.from_numpy(places)].numpy())
+
+    def table(self) -> pa.Table:
+        """All of the state, in the order of the items."""
+        count = len(self)
+        return pa.table(
+            {
+                "id": self._map.ids,
+                "tokens": pa.array(self._tokens, pa.list_(pa.int64())),
+                "vector": matrix_column(self.vectors.numpy()),
+                "refreshed": self._refreshed[:count],
+                "count": self._counts[:count],
+            },
+            metadata={
+                "turn": str(self._turn),
+                "clock": str(self.clock),
+                "weight": self._weight.hex(),
+            },
+        )
+
+    def restore(self, table: pa.Table) -> None:
+        """Takes the state that `table` gave; the corpus must be empty."""
+        ids = table["id"].to_numpy()
+        count = ids.size
+        self._reserve(count)
+        self._map.add(ids)
+        tokens = Jagged.from_column(table["tokens"])
+        self._tokens = np.split(tokens.values, tokens.offsets[1:-1]) if count else []
+        self._vectors[:count] = torch.from_numpy(column_matrix(table["vector"]).copy())
+        self._refreshed[:count] = table["refreshed"].to_numpy()
+        self._counts[:count] = table["count"].to_numpy()
+        self._weight = float.fromhex(table.schema.metadata[b"weight"].decode())
+        self._turn = int(table.schema.metadata[b"turn"])
+        self.clock = int(table.schema.metadata[b"clock"])
+
+    def _reserve(self, size: int) -> None:
+        if size <= len(self._counts):
+            return
+        extra = max(size, 2 * len(self._counts)) - len(self._counts)
+        self._vectors = torch.cat([self._vectors, torch.zeros(extra, self._vectors.shape[1])])
+        self._refreshed = np.concatenate([self._refreshed, np.zeros(extra, np.int64)])
+        self._counts = np.concatenate([self._counts, np.zeros(extra)])

@@ -1,0 +1,85 @@
+"""The model zoo: one file a system, registered by `@register("name")`.
+
+`create(name, options)` makes a model from its registered class and its `Config`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from features.batch import Items, Users
+from streaming.errors import ConfigError
+from streaming.settings import fill
+from trainers.table import EmbeddingTable
+
+T = TypeVar("T")
+_REGISTRY: dict[str, type[Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalStep:
+    """What a retriever learns from in one step; B samples, C candidates, each item once.
+
+    `positive` (B,), `log_inclusion` (B, C), `hidden` (B, C) and `weights` (B,) are those of
+    `trainers.losses.sampled_softmax`.
+    """
+
+    users: Users
+    candidates: Items
+    positive: Tensor
+    log_inclusion: Tensor
+    hidden: Tensor
+    weights: Tensor
+
+
+class Retriever(Protocol):
+    """A model that puts users and items into one space: score = dot product.
+
+    It is a `torch.nn.Module`; its dense parameters are learnt by the trainer's optimiser, the
+    rows of its `tables` by the tables themselves.
+    """
+
+    width: int
+    tables: Mapping[str, EmbeddingTable]
+
+    def query(self, users: Users) -> Tensor:
+        """(B, K, d): K interests of each user, of unit length."""
+        ...
+
+    def items(self, items: Items) -> Tensor:
+        """(N, d), of unit length."""
+        ...
+
+    def loss(self, step: RetrievalStep) -> Tensor:
+        """The scalar to make small."""
+        ...
+
+
+def register(name: str) -> Callable[[type[T]], type[T]]:
+    """Makes a class known to recipes; it must have a `Config` dataclass as its only argument."""
+
+    def add(cls: type[T]) -> type[T]:
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def create(name: str, options: Mapping[str, Any]) -> Any:
+    """The model of that name.
+
+    Raises:
+        ConfigError: names the model or the option that is not known, or does not fit.
+    """
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    if name not in _REGISTRY:
+        raise ConfigError(f"model = {name!r}: known are {', '.join(sorted(_REGISTRY))}")
+    cls = _REGISTRY[name]
+    return cls(fill(cls.Config, options, "trainer.options"))

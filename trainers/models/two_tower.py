@@ -1,0 +1,100 @@
+"""Sampling-bias-corrected two-tower retrieval.
+
+Yi et al., *Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations*,
+RecSys 2019. Users and items meet in one space; the item embeddings are shared by both sides:
+a user is, before the tower, an id and the mean of the last items, those that pleased apart
+from those that did not. Trained by softmax over the batch's own items and uniform negatives,
+every logit corrected by the item's estimated frequency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from features.batch import Items, Users
+from trainers.losses import sampled_softmax
+from trainers.models import RetrievalStep, register
+from trainers.table import EmbeddingTable, TableConfig
+
+
+@register("two_tower")
+class TwoTower(nn.Module):
+    """`query` reads user ids and histories, `items` reads item ids and tokens."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """`history` actions at most are read; a history item pleased if its reward >= .5."""
+
+        width: int = 64
+        hidden: int = 128
+        history: int = 50
+        temperature: float = 0.07
+        learning_rate: float = 0.05
+        birth_scale: float = 0.05
+        seed: int = 0
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.tables = {
+            name: EmbeddingTable(
+                TableConfig(
+                    name,
+                    config.width,
+                    birth_scale=0.0 if name == "user" else config.birth_scale,
+                    learning_rate=config.learning_rate,
+                    seed=config.seed,
+                )
+            )
+            for name in ("user", "item", "token")
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.user_tower = _tower(3 * config.width, config)
+            self.item_tower = _tower(2 * config.width, config)
+
+    def query(self, users: Users) -> Tensor:
+        identity = self.tables["user"](users.ids)  # (B, d)
+        owners = users.history.owners()
+        # Only the newest actions count: position from the end of one's own list.
+        newest = users.history.offsets[owners + 1] - np.arange(len(owners)) <= self.config.history
+        pleased = users.rewards >= 0.5
+        liked = self._history(users, owners, newest & pleased)  # (B, d)
+        disliked = self._history(users, owners, newest & ~pleased)  # (B, d)
+        u = self.user_tower(torch.cat([liked, disliked, identity], dim=1)) + liked
+        return F.normalize(u, dim=1).unsqueeze(1)  # (B, 1, d)
+
+    def items(self, items: Items) -> Tensor:
+        identity = self.tables["item"](items.ids)  # (N, d)
+        content = self.tables["token"].mean(items.tokens.values, items.tokens.offsets)  # (N, d)
+        v = self.item_tower(torch.cat([identity, content], dim=1)) + identity + content
+        return F.normalize(v, dim=1)  # (N, d)
+
+    def loss(self, step: RetrievalStep) -> Tensor:
+        return sampled_softmax(
+            self.query(step.users)[:, 0],
+            self.items(step.candidates),
+            step.positive,
+            step.log_inclusion,
+            step.hidden,
+            step.weights,
+            self.config.temperature,
+        )
+
+    def _history(self, users: Users, owners: np.ndarray, chosen: np.ndarray) -> Tensor:
+        """The mean of the chosen history items' embeddings, (B, d)."""
+        offsets = np.zeros(len(users.ids) + 1, np.int64)
+        np.cumsum(np.bincount(owners[chosen], minlength=len(users.ids)), out=offsets[1:])
+        return self.tables["item"].mean(users.history.values[chosen], offsets)
+
+
+def _tower(inputs: int, config: TwoTower.Config) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.width)
+    )
