@@ -93,6 +93,6 @@ class Aggregator:
         return _push(ITEM_STATISTICS, columns)
 
 
-def _push(view: View, columns: Sequence[Sequence[object]]) -> Push:
+def _push(view: View, columns: Sequence[object]) -> Push:
     arrays = [pa.array(c, f.type) for c, f in zip(columns, view.schema, strict=True)]
     return Push(view, pa.Table.from_arrays(arrays, schema=view.schema))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from streaming.artefact import Artefact
 from streaming.ids import stable_id
@@ -130,5 +129,3 @@ class Behaviour:
         columns = (table[n].to_pylist() for n in ("user_id", "items", "rewards", "newest_us"))
         for user, items, rewards, newest_us in zip(*columns, strict=True):
             self.histories[user] = History(items, rewards, newest_us)
-
-

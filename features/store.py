@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSour
 from feast.data_source import PushMode
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
 from feast.infra.offline_stores.file_source import FileSource as FileDataSource
-from feast.types import from_feast_to_pyarrow_type, Array, Float32, Float64, Int64  # noqa: F401
+from feast.types import Array, Float32, Float64, Int64, from_feast_to_pyarrow_type  # noqa: F401
 from feast.value_type import ValueType
 
 from features.aggregator import Push
-from features.definitions import EVENT_TIME, USER_HISTORY, VIEWS, View
+from features.definitions import EVENT_TIME, VIEWS, View
 
 _TYPES = {
     pa.int64(): Int64,
@@ -129,9 +128,7 @@ def _declare(view: View, directory: Path) -> list[Any]:
     """The Feast objects of a view."""
     entity = Entity(name=view.key.removesuffix("_id"), join_keys=[view.key],
                     value_type=ValueType.INT64)  # fmt: skip
-    batch = FileSource(
-        name=f"{view.name}_parquet", path=str(directory), timestamp_field=EVENT_TIME
-    )
+    batch = FileSource(name=f"{view.name}_parquet", path=str(directory), timestamp_field=EVENT_TIME)
     return [
         entity,
         FeatureView(

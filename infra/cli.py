@@ -33,7 +33,7 @@ HomeOption = Annotated[
 
 
 @app.command()
-def run(  # noqa: PLR0913 - one parameter an option
+def run(
     recipe: Annotated[
         str, typer.Argument(help="A recipe: the name of a shipped one, or a .toml file.")
     ] = "movielens",
@@ -49,9 +49,9 @@ def run(  # noqa: PLR0913 - one parameter an option
     ] = False,
 ) -> None:
     """Start the whole system; go on from where it stopped. Ctrl-C stops it cleanly."""
-    from infra.home import Home  # noqa: PLC0415 - `--help` need not wait for torch
-    from infra.recipe import load_recipe  # noqa: PLC0415
-    from infra.run import run as run_system  # noqa: PLC0415
+    from infra.home import Home
+    from infra.recipe import load_recipe
+    from infra.run import run as run_system
 
     run_system(
         load_recipe(recipe),
@@ -68,10 +68,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell where every step stands: positions, lag, version, watermark, freshness."""
-    from infra.home import Home  # noqa: PLC0415
-    from infra.status import show_status, status as read_status  # noqa: PLC0415
-    from streaming.errors import ConfigError  # noqa: PLC0415
-    from streaming.log import open_log  # noqa: PLC0415
+    from infra.home import Home
+    from infra.status import show_status
+    from infra.status import status as read_status
+    from streaming.errors import ConfigError
+    from streaming.log import open_log
 
     place = Home(home or Path(".headrace"))
     if not place.exists:
@@ -95,7 +96,7 @@ def bench(
     ] = False,
 ) -> None:
     """Measure something, and fail if a figure that is promised is missed."""
-    from infra.bench import list_benchmarks, run_benchmark  # noqa: PLC0415
+    from infra.bench import list_benchmarks, run_benchmark
 
     if name is None:
         list_benchmarks(Console())
@@ -108,5 +109,7 @@ def main() -> None:
     try:
         app()
     except HeadraceError as error:
-        Console(stderr=True).print(f"[bold red]headrace:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]headrace:[/] {error}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What `headrace run` shows while it runs: a live bar on a terminal, a line now and then in a file."""
+"""What `headrace run` shows: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._bar.stop()
 

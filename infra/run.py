@@ -198,7 +198,7 @@ class System:
                 run(self.stopping)
             except HeadraceError as error:
                 self.fail(str(error))
-            except Exception as error:  # noqa: BLE001 - a dead thread must end the whole run
+            except Exception as error:
                 logger.exception("the thread %s failed", name)
                 self.fail(f"the thread {name} failed ({error!r}); see {self._home.log_file('run')}")
 

@@ -17,8 +17,8 @@ from streaming.loop import Loop
 
 def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     """`events` -> `samples` and `dead-letters`."""
-    from features.behaviour import Behaviour  # noqa: PLC0415
-    from streaming.joiner import Joiner  # noqa: PLC0415
+    from features.behaviour import Behaviour
+    from streaming.joiner import Joiner
 
     return Loop(
         log,
@@ -34,8 +34,8 @@ def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
 
 def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     """`events` -> the feature store."""
-    from features.aggregator import Aggregator  # noqa: PLC0415
-    from features.store import FeastStore  # noqa: PLC0415
+    from features.aggregator import Aggregator
+    from features.store import FeastStore
 
     store = FeastStore(home.features)
     store.apply()
@@ -53,10 +53,10 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
 
 def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     """`samples` -> versions."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from trainers.trainer import Trainer  # noqa: PLC0415
-    from trainers.versions import VersionStore  # noqa: PLC0415
+    from trainers.trainer import Trainer
+    from trainers.versions import VersionStore
 
     # One thread: the other processes need the other cores, and the bits of a result must not
     # depend on how many there are.

@@ -23,13 +23,12 @@ from streaming.log import open_log
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-import ray  # noqa: E402 - it reads its environment when it is imported
+import ray
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing travels through it
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=2)
 class Worker:
     """Runs one loop until it is told to stop."""
 
@@ -123,7 +122,7 @@ class Workers:
         """Keeps one role alive: a death is followed by a new actor, an error by the end."""
         deaths: deque[float] = deque(maxlen=self._restarts_a_minute)
         while not self._stopping.is_set():
-            actor = Worker.remote(role, self._recipe, self._home.path)
+            actor = _actor_class().remote(role, self._recipe, self._home.path)
             self._actors[role] = actor
             try:
                 sentence = ray.get(actor.run.remote())
@@ -143,6 +142,11 @@ class Workers:
                     f" {self._home.log_file(role)} says why"
                 )
                 return
+
+
+def _actor_class() -> Any:
+    """`run` keeps one thread of the actor busy, the other hears `stop`."""
+    return ray.remote(num_cpus=0, max_restarts=0, max_concurrency=2)(Worker)
 
 
 def log_to_file(path: Path) -> None:

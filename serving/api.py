@@ -23,7 +23,7 @@ from features.catalog import Catalog, CatalogItem
 from serving.metrics import ServingMetrics
 from serving.recommender import Answer, Recommendation, Recommender
 from streaming.errors import EventRejected, HeadraceError, LogError
-from streaming.events import EventRules, encode_event, parse_event
+from streaming.events import EventRules, encode_event, microseconds, parse_event
 from streaming.log import Log
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _append(service: Service, listed: list[Any]) -> EventsAnswer:
             )
             continue
         records.append(encode_event(event))
-        at = time_text(None if event.at is None else (event.at - _EPOCH) // timedelta(microseconds=1))
+        at = None if event.at is None else time_text(microseconds(event.at))
         answer.accepted.append(AcceptedEvent(event_id=event.event_id or "", at=at or ""))
     if records:
         service.log.append(records)

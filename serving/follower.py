@@ -29,7 +29,7 @@ class Follower:
         store: VersionStore,
         replica: Replica,
         look_back: int,
-        applied: Callable[[VersionInfo, float], None] = lambda info, seconds: None,
+        applied: Callable[[VersionInfo, float], None] = lambda _info, _seconds: None,
     ) -> None:
         self._log = log
         self._store = store

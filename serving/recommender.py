@@ -88,9 +88,7 @@ class Recommender:
         found = self._filled(found, count, hidden={item})
         return Answer(uuid.uuid4().hex, self._described(found), info, 0, None)
 
-    def _filled(
-        self, found: list[Found], count: int, hidden: set[int]
-    ) -> list[Found]:
+    def _filled(self, found: list[Found], count: int, hidden: set[int]) -> list[Found]:
         """What was found, and recent popularity in the places that are left."""
         taken = hidden | {item for item, _, _ in found}
         spare = [i for i in self._catalog.popular(count + len(taken)) if i not in taken]

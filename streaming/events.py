@@ -6,7 +6,6 @@ Arrow IPC stream that holds a batch with `EVENT_SCHEMA`. Both are read into the 
 
 from __future__ import annotations
 
-import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +38,8 @@ EVENT_SCHEMA = pa.schema(
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TEXTS = ("event_id", "user_id", "item_id", "request_id", "scenario")
+_ANY_VALUE = (-1e300, 1e300)
 _TYPE_ERROR = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<field>\w+)")
 _FIELD_ERROR = re.compile(r"(?P<reason>unknown|missing required) field `(?P<field>[^`]*)`")
 
@@ -107,8 +108,13 @@ def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) 
     at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     event = msgspec.structs.replace(event, at=at, event_id=event.event_id or uuid.uuid4().hex)
-    _check(event, rules, now_us)
+    _check(event, at, rules, now_us)
     return event
+
+
+def microseconds(at: datetime) -> int:
+    """An aware time as whole microseconds since 1970, UTC."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 def encode_event(event: Event) -> Append:
@@ -198,7 +204,7 @@ def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
 # -- the rules, one event at a time --------------------------------------------------------
 
 
-def _parse_json(raw: bytes, rules: EventRules) -> Mapping[str, Any]:
+def _parse_json(raw: bytes, rules: EventRules) -> dict[str, Any]:
     if len(raw) > rules.max_bytes:
         raise EventRejected(
             "event", f"{len(raw)} bytes", f"an event may have {rules.max_bytes} bytes at most"
@@ -229,30 +235,30 @@ def _explain(message: str, raw: Mapping[str, Any]) -> EventRejected:
     return EventRejected("event", raw, message)
 
 
-def _check(event: Event, rules: EventRules, now_us: int) -> None:
+def _check(event: Event, at: datetime, rules: EventRules, now_us: int) -> None:
     required = rules.kinds.get(event.kind)
     if required is None:
         raise EventRejected("kind", event.kind, f"unknown; known are {', '.join(rules.kinds)}")
     for name in required:
         if getattr(event, name) is None:
             raise EventRejected(name, None, f"missing, and kind {event.kind!r} must have it")
-    for name in ("event_id", "user_id", "item_id", "request_id", "scenario"):
+    for name in _TEXTS:
         text = getattr(event, name)
         if text is not None and not 0 < len(text) <= rules.max_id_characters:
             raise EventRejected(name, text, f"must have 1 to {rules.max_id_characters} characters")
     if event.position is not None and not 0 <= event.position < 2**31:
         raise EventRejected("position", event.position, "must be 0 (the top) or more")
     if event.value is not None:
-        low, high = rules.value_range.get(event.kind, (-math.inf, math.inf))
-        if not math.isfinite(event.value) or not low <= event.value <= high:
-            reason = f"must be a finite number from {low:g} to {high:g} for {event.kind!r}"
+        low, high = rules.value_range.get(event.kind, _ANY_VALUE)
+        if not low <= event.value <= high:  # also False for a NaN
+            reason = f"must be a number from {low:g} to {high:g} for {event.kind!r}"
             raise EventRejected("value", event.value, reason)
-    at_us = (event.at - _EPOCH) // timedelta(microseconds=1) if event.at else now_us
+    at_us = microseconds(at)
     if at_us < 0:
-        raise EventRejected("at", event.at.isoformat(), "before 1970")
+        raise EventRejected("at", at.isoformat(), "before 1970")
     if at_us > now_us + rules.max_ahead_s * 1e6:
         reason = f"more than {rules.max_ahead_s:g} s in the future; check the sender's clock"
-        raise EventRejected("at", event.at.isoformat(), reason)
+        raise EventRejected("at", at.isoformat(), reason)
 
 
 # -- the same rules, on columns ------------------------------------------------------------
@@ -293,15 +299,17 @@ def _decode_arrow(record: Record, rules: EventRules) -> tuple[pa.RecordBatch, li
 def _acceptable(rows: pa.RecordBatch, rules: EventRules, now_us: int) -> np.ndarray[Any, Any]:
     """A row that is True keeps every rule; one that is False deserves a closer look."""
     at = rows["at"].cast(pa.int64())
-    good = pc.and_(pc.greater_equal(at, 0), pc.less_equal(at, now_us + int(rules.max_ahead_s * 1e6)))
-    for name in ("event_id", "user_id", "item_id", "request_id", "scenario"):
+    good = pc.and_(
+        pc.greater_equal(at, 0), pc.less_equal(at, now_us + int(rules.max_ahead_s * 1e6))
+    )
+    for name in _TEXTS:
         size = pc.utf8_length(rows[name])
         fits = pc.and_(pc.greater(size, 0), pc.less_equal(size, rules.max_id_characters))
         good = pc.and_(good, pc.fill_null(fits, name != "event_id"))
     good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["position"], 0), True))
     kinds_ok = pa.array(np.zeros(rows.num_rows, dtype=bool))
     for kind, required in rules.kinds.items():
-        low, high = rules.value_range.get(kind, (-1e300, 1e300))
+        low, high = rules.value_range.get(kind, _ANY_VALUE)
         ok = pc.equal(rows["kind"], kind)
         for name in required:
             ok = pc.and_(ok, pc.is_valid(rows[name]))

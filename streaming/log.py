@@ -55,9 +55,8 @@ class Record:
     logged_us: int
 
     @property
-    def next_position(self) -> tuple[TopicPartition, int]:
-        """The position of a consumer that has dealt with this record."""
-        return TopicPartition(self.topic, self.partition), self.offset + 1
+    def place(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
 
 
 class Transaction(Protocol):
@@ -112,9 +111,9 @@ def open_log(url: str) -> Log:
     """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.path and not parts.netloc:
-        from pathlib import Path  # noqa: PLC0415 - an adapter is only imported when it is named
+        from pathlib import Path
 
-        from streaming.file_log import FileLog  # noqa: PLC0415
+        from streaming.file_log import FileLog
 
         return FileLog(Path(parts.path))
     raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")

@@ -91,7 +91,7 @@ class Loop:
         flush: Callable[[], None] = lambda: None,
         config: LoopConfig | None = None,
         clock: Callable[[], float] = time.time,
-        reached: Callable[[int], None] = lambda number: None,
+        reached: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._log = log
         self._group = group
@@ -121,7 +121,7 @@ class Loop:
         appends = self._execute(outputs) if outputs else ()
         self._reached(3)
         if records or appends:
-            self._commit(appends, dict(record.next_position for record in records))
+            self._commit(appends, {r.place: r.offset + 1 for r in records})
         self._reached(4)
         if self._clock() >= self._cut_due:
             self.cut()
@@ -164,14 +164,14 @@ class Loop:
         self._reached(0)
         while behind := {p: at for p, at in positions.items() if at < committed[p]}:
             records = self._log.read(behind, self._config.limit, timeout_s=0)
-            again = [r for r in records if r.offset < committed[TopicPartition(r.topic, r.partition)]]
+            again = [r for r in records if r.offset < committed[r.place]]
             if not again:
                 raise ArtefactError(
                     f"group {self._group!r} cannot replay {behind}: the log no longer holds those"
                     " records; start over with `headrace run --fresh`"
                 )
             step.on_batch(again)
-            positions.update(record.next_position for record in again)
+            positions.update({r.place: r.offset + 1 for r in again})
         return step, positions
 
 

@@ -21,7 +21,7 @@ def matrix_column(matrix: NDArray[Any]) -> pa.FixedSizeListArray:
 def column_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """The matrix (n, d) that `matrix_column` took."""
     width = column.type.list_size
-    flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
+    flat = column.combine_chunks().flatten()
     matrix: NDArray[np.float32] = flat.to_numpy().reshape(-1, width)
     return matrix
 

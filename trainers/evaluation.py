@@ -60,9 +60,7 @@ class ProgressiveRecall:
         figures = {}
         for i, k in enumerate(self._ks):
             figures[f"{self._name}@{k}"] = float(self._hits[i] / self._count)
-            figures[f"recent_{self._name}@{k}"] = float(
-                self._recent_hits[i] / self._recent_count
-            )
+            figures[f"recent_{self._name}@{k}"] = float(self._recent_hits[i] / self._recent_count)
         return figures
 
     def state(self) -> dict[str, NDArray[np.float64]]:

@@ -71,7 +71,7 @@ def birth_rows(ids: NDArray[np.int64], seed: int, scale: float, out: NDArray[np.
 
 
 @compiled
-def rowwise_adagrad(  # noqa: PLR0913, PLR0917 - a kernel takes its arrays flat
+def rowwise_adagrad(
     weights: NDArray[np.float32],
     squares: NDArray[np.float32],
     rows: NDArray[np.int64],

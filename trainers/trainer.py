@@ -251,9 +251,11 @@ class Trainer:
         users = samples.users.ids
         same = torch.from_numpy(users[:, None] == users[None, :])  # (B, B)
         columns = torch.from_numpy(np.searchsorted(candidates, places))
-        hidden |= torch.zeros(hidden.shape, dtype=torch.int32).index_add_(
-            1, columns, same.to(torch.int32)
-        ).bool()
+        hidden |= (
+            torch.zeros(hidden.shape, dtype=torch.int32)
+            .index_add_(1, columns, same.to(torch.int32))
+            .bool()
+        )
         hidden[torch.arange(len(places)), columns] = False
         return hidden
 

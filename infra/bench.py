@@ -1,0 +1,87 @@
+"""Benchmarks by name: each module of `benchmarks/` measures, and says what it promises."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import platform
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks
+from streaming.errors import ConfigError
+
+
+def list_benchmarks(console: Console) -> None:
+    """Prints every benchmark with the first line of what it says of itself."""
+    table = Table("name", "what it measures")
+    for name in _names():
+        table.add_row(name, _summary(_module(name)))
+    console.print(table)
+
+
+def run_benchmark(name: str, console: Console, *, as_json: bool) -> bool:
+    """Runs one benchmark, prints its figures; whether every promise was kept.
+
+    A benchmark is a module with `run(report) -> dict[str, float]`, which tells its progress to
+    `report`, and `PROMISES`, a mapping from a figure's name to its (low, high) bounds.
+
+    Raises:
+        ConfigError: there is no benchmark of that name.
+    """
+    if name not in _names():
+        raise ConfigError(f"benchmark {name!r} is not there; known are {', '.join(_names())}")
+    module = _module(name)
+    figures: dict[str, float] = module.run(lambda line: console.print(line, highlight=False))
+    promises: dict[str, tuple[float, float]] = module.PROMISES
+    missed = [n for n, (low, high) in promises.items() if not low <= figures[n] <= high]
+    _show(name, figures, promises, console)
+    for figure in missed:
+        low, high = promises[figure]
+        console.print(
+            f"[bold red]missed:[/] {figure} = {figures[figure]:g}, not in {low:g}-{high:g}"
+        )
+    if as_json:
+        print(json.dumps({"name": name, "machine": _machine(), "figures": figures}))  # noqa: T201
+    return not missed
+
+
+def _show(
+    name: str,
+    figures: dict[str, float],
+    promises: dict[str, tuple[float, float]],
+    console: Console,
+) -> None:
+    table = Table("figure", "value", "promised", title=name)
+    for figure, value in figures.items():
+        low, high = promises.get(figure, (None, None))
+        promised = "" if low is None else f"{low:g} to {high:g}"
+        table.add_row(figure, f"{value:,.4g}", promised)
+    console.print(table)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _names() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def _summary(module: Any) -> str:
+    return str(module.__doc__).strip().split("\n")[0]
