@@ -72,7 +72,7 @@ def status(
     from infra.status import show_status
     from infra.status import status as read_status
     from streaming.errors import ConfigError
-    from streaming.log import open_log
+    from streaming.open_log import open_log
 
     place = Home(home or Path(".headrace"))
     if not place.exists:

@@ -26,8 +26,9 @@ from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
 from streaming.errors import ConfigError, HeadraceError
-from streaming.log import EVENTS, Log, open_log
+from streaming.log import EVENTS, Log
 from streaming.loop import Loop
+from streaming.open_log import open_log
 from streaming.sources.movielens import MovieLens
 from streaming.sources.replay import Replay
 from trainers.versions import VersionInfo, VersionStore

@@ -19,7 +19,7 @@ from infra.home import Home
 from infra.recipe import Recipe
 from infra.wiring import LOOPS
 from streaming.errors import HeadraceError
-from streaming.log import open_log
+from streaming.open_log import open_log
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import prometheus_client
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -187,8 +186,8 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
         """For Prometheus."""
         for group, lag in (service.status().get("lag") or {}).items():
             service.metrics.lag.labels(group).set(lag)
-        text = prometheus_client.generate_latest(service.metrics.registry)
-        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        text, content_type = service.metrics.exposition()
+        return Response(text, media_type=content_type)
 
     @app.get("/", include_in_schema=False)
     def playground() -> FileResponse:

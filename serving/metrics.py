@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _FRESHNESS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0)
@@ -69,3 +76,7 @@ class ServingMetrics:
             ["group"],
             registry=self.registry,
         )
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Everything in the text form of Prometheus, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

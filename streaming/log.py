@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
-
-from streaming.errors import ConfigError
 
 EVENTS = "events"
 SAMPLES = "samples"
@@ -100,20 +97,3 @@ class Log(Protocol):
     def close(self) -> None:
         """Lets go of files and connections; the log must not be used afterwards."""
         ...
-
-
-def open_log(url: str) -> Log:
-    """The log that a URL names; `file:///path/log.db` is the embedded one, and is made if absent.
-
-    Raises:
-        ConfigError: the scheme is not one that Headrace knows.
-        LogError: the file is there but is not a log, or cannot be opened.
-    """
-    parts = urlsplit(url)
-    if parts.scheme == "file" and parts.path and not parts.netloc:
-        from pathlib import Path
-
-        from streaming.file_log import FileLog
-
-        return FileLog(Path(parts.path))
-    raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")

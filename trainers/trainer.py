@@ -194,7 +194,7 @@ class Trainer:
                 self._dense.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._dense.step()
-                self._loss += 0.02 * (float(loss) - self._loss)
+                self._loss += 0.02 * (float(loss.detach()) - self._loss)
             else:
                 self.refused += 1
             for table in self._retriever.tables.values():
@@ -224,7 +224,7 @@ class Trainer:
             torch.from_numpy(np.searchsorted(candidates, places)),
             torch.from_numpy(log_inclusion),
             self._hidden(samples, places, candidates),
-            torch.from_numpy(samples.rewards),
+            torch.tensor(samples.rewards),
         )
         return np.unique(places), step
 

@@ -1,0 +1,23 @@
+"""From the URL of a log to the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from streaming.errors import ConfigError
+from streaming.file_log import FileLog
+from streaming.log import Log
+
+
+def open_log(url: str) -> Log:
+    """The log that a URL names; `file:///path/log.db` is the embedded one, and is made if absent.
+
+    Raises:
+        ConfigError: the scheme is not one that Headrace knows.
+        LogError: the file is there but is not a log, or cannot be opened.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.path and not parts.netloc:
+        return FileLog(Path(parts.path))
+    raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")
