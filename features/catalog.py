@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ from streaming.events import EventRules
 from streaming.ids import stable_id
 from streaming.intake import Intake
 from streaming.log import Record
+
+_RANKED = 1_000  # popular items kept in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Catalog:
             self._intake.restore(state.shards["intake"])
             for row in state.shards["catalog"].to_pylist():
                 self._put(row["item_id"], json.loads(row["attributes"]))
-            self._popular = self._statistics.most_popular(1_000)
+            self._rank()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -70,7 +73,7 @@ class Catalog:
                 self._put(item, {})
         self._statistics.update(self._users.observe(events))
         self._users.histories.clear()  # only the rewards were wanted
-        self._popular = self._statistics.most_popular(1_000)
+        self._rank()
         return []
 
     def on_time(self, now_us: int) -> list[object]:  # noqa: ARG002
@@ -96,7 +99,7 @@ class Catalog:
         return self._items.get(item)
 
     def popular(self, count: int) -> list[int]:
-        """The items most popular lately, best first; at most 1,000."""
+        """The items most popular lately, best first, then any others; at most 1,000."""
         return self._popular[:count]
 
     def search(self, text: str, limit: int) -> list[CatalogItem]:
@@ -115,6 +118,11 @@ class Catalog:
                 starts = sum(f" {word}" in f" {title}" for word in words)
                 found.append((-starts, -self._statistics.get(stable).popularity, title, item))
         return [item for *_, item in sorted(found, key=lambda entry: entry[:3])[:limit]]
+
+    def _rank(self) -> None:
+        popular = self._statistics.most_popular(_RANKED)
+        others = islice((i for i in self._items if i not in self._statistics.items), _RANKED)
+        self._popular = [*popular, *others][:_RANKED]
 
     def _put(self, item: str, attributes: dict[str, Any]) -> None:
         title = attributes.pop("title", None)

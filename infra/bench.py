@@ -76,7 +76,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__))
+    found = (m.name for m in pkgutil.iter_modules(benchmarks.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def _module(name: str) -> Any:

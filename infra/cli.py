@@ -113,3 +113,7 @@ def main() -> None:
             f"[bold red]headrace:[/] {error}", highlight=False, soft_wrap=True
         )
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -42,6 +42,7 @@ class Worker:
     def run(self) -> str | None:
         """Returns None after a stop, or the sentence of the error that ended it."""
         log = open_log(self._home.log_url)
+        logger.info("the %s is process %d", self._role, os.getpid())
         try:
             LOOPS[self._role](self._recipe, self._home, log).run(self._stopping)
         except HeadraceError as error:
@@ -100,11 +101,11 @@ class Workers:
             watcher.start()
 
     def processes(self) -> dict[str, int]:
-        """The process id of every actor that is up."""
+        """The process id of every actor that is up; waits some seconds for one that starts."""
         ids: dict[str, int] = {}
         for role, actor in list(self._actors.items()):
             try:
-                ids[role] = ray.get(actor.process.remote(), timeout=5)
+                ids[role] = ray.get(actor.process.remote(), timeout=15)
             except ray.exceptions.RayError:
                 logger.warning("the %s does not answer", role)
         return ids
@@ -151,6 +152,7 @@ def _actor_class() -> Any:
 
 def log_to_file(path: Path) -> None:
     """Sends what is logged in this process to a file."""
+    logging.getLogger("feast").setLevel(logging.WARNING)
     logging.basicConfig(
         filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

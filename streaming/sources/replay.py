@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,11 +33,13 @@ class ReplayConfig:
     """`record_size` events travel in one record; at most `ahead` records wait for a consumer.
 
     A small `ahead` keeps the way short for a live event, which queues behind what was replayed.
+    `events_per_s` paces the replay; 0 is as fast as it goes.
     """
 
     record_size: int = 256
     ahead: int = 4
     wait_s: float = 0.01
+    events_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,14 @@ class Replay:
 
     def run(self, stopping: threading.Event) -> None:
         """Replays until the source ends or it is told to stop."""
+        due = time.monotonic()
         while self.progress.done < self._source.total and not stopping.is_set():
-            if self._waiting() >= self._config.ahead:
+            if self._waiting() >= self._config.ahead or time.monotonic() < due:
                 stopping.wait(self._config.wait_s)
                 continue
             self._append_next()
+            if self._config.events_per_s:
+                due += self._config.record_size / self._config.events_per_s
 
     def _append_next(self) -> None:
         done = self.progress.done

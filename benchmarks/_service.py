@@ -1,0 +1,141 @@
+"""A whole Headrace as a process of its own, as a user starts it; for benchmarks and tests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.recipe import RECIPES
+
+READY_S = 120.0
+
+
+class Service:
+    """Talks to a running service over one kept connection; not for several threads at once."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.port = port
+        self.process = process
+        self.output = output
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON that a GET answers with status 200."""
+        status, body = self.request("GET", path)
+        if status != 200:
+            raise RuntimeError(f"GET {path}: {status} {body!r}")
+        return dict(json.loads(body))
+
+    def post_events(self, events: object) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of POST /v1/events."""
+        status, body = self.request("POST", "/v1/events", json.dumps(events).encode())
+        return status, dict(json.loads(body))
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body of any request."""
+        headers = {"Content-Type": "application/json"} if body else {}
+        try:
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()  # the next request opens a new one
+            raise
+
+    def wait_until_ready(self, timeout_s: float = READY_S) -> None:
+        """Returns when /readyz says so; raises with the output if the process ends before."""
+        self.wait_for(lambda: self.request("GET", "/readyz")[0] == 200, timeout_s)
+
+    def wait_for(self, condition: Any, timeout_s: float = READY_S) -> None:
+        """Polls until the condition holds; a service that does not answer yet counts as no."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if condition():
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"it did not come about:\n{self.output.read_text()}")
+            time.sleep(0.05)
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """Ctrl-C; returns the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout_s)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def service(
+    home: Path, recipe: Mapping[str, Any] | None = None, *options: str
+) -> Iterator[Service]:
+    """`headrace run` in a home, on a free port; with the movielens recipe changed by `recipe`.
+
+    `recipe` names settings by their path, such as {"trainer.corrected": False}.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    output = home.with_name(f"{home.name}.out")
+    command = [sys.executable, "-m", "infra.cli", "run", *options]
+    if recipe is not None:
+        file = home.with_name(f"{home.name}.toml")
+        file.write_text(changed_recipe(recipe))
+        command.append(str(file))
+    environment = {**os.environ, "HEADRACE_HOME": str(home), "HEADRACE_PORT": str(port)}
+    with output.open("ab") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    try:
+        yield Service(port, process, output)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def changed_recipe(changes: Mapping[str, Any]) -> str:
+    """The shipped movielens recipe with some settings changed, as TOML."""
+    table = tomllib.loads((RECIPES / "movielens.toml").read_text())
+    for path, value in changes.items():
+        place = table
+        *outer, last = path.split(".")
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return "\n".join(_toml(table, ""))
+
+
+def _toml(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Tables of plain values as TOML; JSON writes strings, numbers, booleans and lists alike."""
+    for name, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{name} = {json.dumps(value)}"
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield f"[{prefix}{name}]"
+            yield from _toml(value, f"{prefix}{name}.")
