@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._service import service
+from streaming.log import EVENTS, SAMPLES, Record
 
 RUNS = 3
 SEEDS = (0, 1, 2)
@@ -116,13 +117,12 @@ def _train(job: tuple[bool, float, int, float]) -> tuple[float, float]:
     return trainer.metrics["recall@50"], trainer.metrics["popularity_recall@50"]
 
 
-def _micro_batches() -> list[Any]:
+def _micro_batches() -> list[Record]:
     """The records of `samples` that the joiner makes of the replay."""
     from features.behaviour import Behaviour
     from infra.recipe import load_recipe
     from streaming.events import encode_events
     from streaming.joiner import Joiner
-    from streaming.log import EVENTS, SAMPLES, Record
     from streaming.sources.movielens import MovieLens
 
     recipe = load_recipe("movielens")
@@ -130,11 +130,10 @@ def _micro_batches() -> list[Any]:
     joiner = Joiner(recipe.joiner, recipe.events, Behaviour(recipe.behaviour))
     size = recipe.replay.record_size
     now_us = time.time_ns() // 1000
-    records = []
+    records: list[Record] = []
     for start in range(0, source.total, size):
-        event = Record(
-            EVENTS, 0, start, None, encode_events(source.batch(start, size)).value, now_us
-        )
+        value = encode_events(source.batch(start, size)).value
+        event = Record(EVENTS, 0, start, None, value, now_us)
         for sample in joiner.on_batch([event]):
             records.append(Record(SAMPLES, 0, len(records), None, sample.value, now_us))
     return records

@@ -31,6 +31,21 @@ class Jagged:
     def lengths(self) -> Ids:
         return np.diff(self.offsets)
 
+    def take(self, lists: Ids) -> Jagged:
+        """The lists with these numbers."""
+        lengths = self.lengths[lists]
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        starts = np.repeat(self.offsets[lists] - offsets[:-1], lengths)
+        return Jagged(self.values[starts + np.arange(offsets[-1])], offsets)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Jagged:
+        """The same lists with only the chosen values."""
+        kept = np.bincount(self.owners()[chosen], minlength=len(self.offsets) - 1)
+        offsets = np.zeros(len(self.offsets), np.int64)
+        np.cumsum(kept, out=offsets[1:])
+        return Jagged(self.values[chosen], offsets)
+
     def owners(self) -> Ids:
         """For each value the number of the list it is in."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from features.batch import Ids, Users
 from trainers.arrays import column_matrix, table_tensors
+from trainers.evaluation import best_scores
 from trainers.id_map import IdMap
 from trainers.models import Retriever, create
 from trainers.versions import Version, VersionInfo
@@ -60,7 +61,7 @@ class ServedModel:
     @torch.no_grad()
     def retrieve(self, users: Users, count: int, hidden: Ids) -> tuple[Ids, NDArray[np.float32]]:
         """The best items for one user, best first, none of `hidden`: ids (n,), scores (n,)."""
-        scores = (self._retriever.query(users)[0] @ self._all_vectors().T).amax(0)
+        scores = best_scores(self._retriever.query(users), self._all_vectors())[0]
         return self._best(scores, count, hidden)
 
     @torch.no_grad()

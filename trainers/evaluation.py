@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.batch import Jagged
+from trainers.kernels import ranks_among
 
-def full_ranks(scores: Tensor, targets: Tensor, hidden: Tensor) -> NDArray[np.int64]:
+
+def best_scores(queries: Tensor, vectors: Tensor) -> Tensor:
+    """The score of every item by the best of a user's K interests.
+
+    (B, K, d) and (N, d) give (B, N); a dot product for each pair, the largest over K.
+    """
+    if queries.shape[1] == 1:  # saves a pass over B x N numbers
+        return queries[:, 0] @ vectors.T
+    return (queries @ vectors.T).amax(1)
+
+
+def full_ranks(
+    scores: NDArray[np.floating[Any]], targets: NDArray[np.int64], hidden: Jagged
+) -> NDArray[np.int64]:
     """How many items of the whole corpus stand before each target, ties counted against it.
 
     Args:
         scores: (B, N), one row a query over the whole corpus.
         targets: (B,), the column of each query's item.
-        hidden: (B, N) bool, items that would not be shown (already seen); never the target's.
+        hidden: for each query the columns that would not be shown (already seen), in any order;
+            its target is shown even if it is among them.
 
     Returns:
         (B,): 0 = it would have come first.
     """
-    own = scores.gather(1, targets.unsqueeze(1))
-    before = (scores >= own) & ~hidden
-    return (before.sum(1) - 1).numpy()
+    order = np.lexsort((hidden.values, hidden.owners()))
+    ranks = np.empty(len(targets), np.int64)
+    ranks_among(scores, targets, hidden.values[order], hidden.offsets, ranks)
+    return ranks
 
 
 class ProgressiveRecall:

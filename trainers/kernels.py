@@ -111,3 +111,30 @@ def rowwise_adagrad(
         for j in range(width):
             weights[row, j] -= rate * gradients[i, j]
     return distinct
+
+
+@compiled
+def ranks_among(
+    scores: NDArray[Any],
+    targets: NDArray[np.int64],
+    hidden: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+) -> None:
+    """Fills `ranks` (B,) with how many columns of `scores` (B, N) stand before each target.
+
+    A column with the target's own score stands before it. The columns
+    `hidden[offsets[i]:offsets[i + 1]]`, in order and perhaps repeated, do not count for row i.
+    """
+    for i in range(targets.size):
+        own = scores[i, targets[i]]
+        before = -1  # the target itself
+        for j in range(scores.shape[1]):
+            before += scores[i, j] >= own
+        last = -1
+        for at in range(offsets[i], offsets[i + 1]):
+            column = hidden[at]
+            if column != last and column != targets[i] and scores[i, column] >= own:
+                before -= 1
+            last = column
+        ranks[i] = before

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.batch import Ids, Samples, read_declarations, read_samples
+from features.batch import Ids, Jagged, Samples, read_declarations, read_samples
 from streaming.artefact import Artefact
 from streaming.errors import ArtefactError
 from streaming.log import DEAD_LETTERS, Append, Record
@@ -26,7 +26,7 @@ from trainers.arrays import (
     tensors_table,
 )
 from trainers.corpus import Corpus
-from trainers.evaluation import ProgressiveRecall, full_ranks, hidden_columns
+from trainers.evaluation import ProgressiveRecall, best_scores, full_ranks, hidden_columns
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.models import RetrievalStep, Retriever, create
 from trainers.versions import Version, VersionInfo
@@ -168,17 +168,15 @@ class Trainer:
         if liked.size == 0 or len(self.corpus) == 0:
             return
         targets = self.corpus.find(samples.item_ids[liked])
-        history = samples.users.history
-        owners, seen = history.owners(), self.corpus.find(history.values)
-        hidden = hidden_columns(owners, seen, (len(samples.item_ids), len(self.corpus)))[liked]
         known = targets >= 0
-        hidden[np.flatnonzero(known), targets[known]] = False
-        columns = torch.from_numpy(np.maximum(targets, 0))
+        history = samples.users.history
+        places = Jagged(self.corpus.find(history.values), history.offsets).take(liked)
+        seen = places.where(places.values >= 0)
         queries = self._retriever.query(samples.users)[liked]  # (B, K, d)
-        scores = (queries @ self.corpus.vectors.T).amax(1)  # (B, N)
-        popular = torch.from_numpy(self.corpus.counts).expand(len(liked), -1)
+        scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
+        popular = np.broadcast_to(self.corpus.counts, scores.shape)
         for progressive, table in ((self._recall, scores), (self._popularity, popular)):
-            ranks = full_ranks(table, columns, hidden)
+            ranks = full_ranks(table, np.maximum(targets, 0), seen)
             progressive.update(np.where(known, ranks, len(self.corpus)))
 
     def _learn(self, samples: Samples) -> bool:

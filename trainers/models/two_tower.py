@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,8 +66,8 @@ class TwoTower(nn.Module):
         # Only the newest actions count: position from the end of one's own list.
         newest = users.history.offsets[owners + 1] - np.arange(len(owners)) <= self.config.history
         pleased = users.rewards >= 0.5
-        liked = self._history(users, owners, newest & pleased)  # (B, d)
-        disliked = self._history(users, owners, newest & ~pleased)  # (B, d)
+        liked = self._history(users, newest & pleased)  # (B, d)
+        disliked = self._history(users, newest & ~pleased)  # (B, d)
         u = self.user_tower(torch.cat([liked, disliked, identity], dim=1)) + liked
         return F.normalize(u, dim=1).unsqueeze(1)  # (B, 1, d)
 
@@ -87,11 +88,10 @@ class TwoTower(nn.Module):
             self.config.temperature,
         )
 
-    def _history(self, users: Users, owners: np.ndarray, chosen: np.ndarray) -> Tensor:
+    def _history(self, users: Users, chosen: NDArray[np.bool_]) -> Tensor:
         """The mean of the chosen history items' embeddings, (B, d)."""
-        offsets = np.zeros(len(users.ids) + 1, np.int64)
-        np.cumsum(np.bincount(owners[chosen], minlength=len(users.ids)), out=offsets[1:])
-        return self.tables["item"].mean(users.history.values[chosen], offsets)
+        chosen_history = users.history.where(chosen)
+        return self.tables["item"].mean(chosen_history.values, chosen_history.offsets)
 
 
 def _tower(inputs: int, config: TwoTower.Config) -> nn.Module:

@@ -1,0 +1,52 @@
+"""Samples as records of the log."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from streaming.errors import ArtefactCorrupt
+from streaming.log import SAMPLES, Record
+from streaming.samples import SAMPLE_SCHEMA, decode_samples, encode_samples
+
+
+def batch(rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(
+        [
+            {"user_id": n or None, "item_id": n, "at": n, "kind": "rate", "history": [1] * n,
+             "history_rewards": [0.5] * n, "reward": 0.25, "label_liked": None, "logged_us": n}
+            for n in range(rows)
+        ],
+        schema=SAMPLE_SCHEMA,
+    )  # fmt: skip
+
+
+def as_record(value: bytes) -> Record:
+    return Record(SAMPLES, 3, 41, None, value, 0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_a_micro_batch_comes_back_as_it_was(rows: int) -> None:
+    append = encode_samples(batch(rows), key=b"k")
+    assert (append.topic, append.key) == (SAMPLES, b"k")
+    assert decode_samples(as_record(append.value)).equals(batch(rows))
+
+
+def test_a_slice_of_a_batch_is_written_alone() -> None:
+    whole = encode_samples(batch(200)).value
+    part = encode_samples(batch(200).slice(190, 3)).value
+    assert decode_samples(as_record(part)).equals(batch(200).slice(190, 3))
+    assert len(part) < len(whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\xff\xff\xff"])
+def test_bytes_that_are_no_samples_name_their_place(damage: bytes) -> None:
+    with pytest.raises(ArtefactCorrupt, match="samples/3 at 41 holds no samples"):
+        decode_samples(as_record(damage))
+
+
+def test_truncated_samples_are_found() -> None:
+    whole = encode_samples(batch(7)).value
+    for size in range(0, len(whole) - 8, 11):
+        with pytest.raises(ArtefactCorrupt):
+            decode_samples(as_record(whole[:size]))
