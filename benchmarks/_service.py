@@ -61,6 +61,10 @@ class Service:
         """Returns when /readyz says so; raises with the output if the process ends before."""
         self.wait_for(lambda: self.request("GET", "/readyz")[0] == 200, timeout_s)
 
+    def caught_up(self) -> bool:
+        """Whether the replay has ended and everything in the log is learnt and served."""
+        return bool(self.get("/v1/status")["caught_up"])
+
     def wait_for(self, condition: Any, timeout_s: float = READY_S) -> None:
         """Polls until the condition holds; a service that does not answer yet counts as no."""
         deadline = time.monotonic() + timeout_s
@@ -73,6 +77,10 @@ class Service:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"it did not come about:\n{self.output.read_text()}")
             time.sleep(0.05)
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._connection.close()
 
     def stop(self, timeout_s: float = 60) -> int:
         """Ctrl-C; returns the exit status."""
@@ -106,9 +114,11 @@ def service(
     environment = {**os.environ, "HEADRACE_HOME": str(home), "HEADRACE_PORT": str(port)}
     with output.open("ab") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    running = Service(port, process, output)
     try:
-        yield Service(port, process, output)
+        yield running
     finally:
+        running.close()
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:

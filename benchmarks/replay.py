@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from benchmarks._service import service
 from streaming.log import EVENTS, SAMPLES, Record
@@ -55,15 +54,11 @@ def _whole_loop() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder, service(Path(folder) / "home") as running:
         running.wait_for(lambda: running.get("/v1/status")["replay"]["done"] > 0)
         begun = time.perf_counter()
-        running.wait_for(lambda: _learnt(running.get("/v1/status")), timeout_s=600)
+        running.wait_for(running.caught_up, timeout_s=600)
         seconds = time.perf_counter() - begun
         status = running.get("/v1/status")
         running.stop()
         return status["replay"]["total"] / seconds, status["metrics"]["recall@50"]
-
-
-def _learnt(status: dict[str, Any]) -> bool:
-    return status["replay"]["finished"] and not any(status["lag"].values())
 
 
 def _rivals(report: Callable[[str], None]) -> dict[str, float]:

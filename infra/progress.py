@@ -63,7 +63,7 @@ class Reporter:
             self._task, visible=True, completed=replay["done"], total=replay["total"],
             figures=figures,
         )  # fmt: skip
-        learnt = replay["finished"] and not any(status["lag"].values())
+        learnt = status["caught_up"]
         if learnt and not self._finished:
             self._finished = True
             self._bar.update(self._task, visible=False)

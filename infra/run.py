@@ -101,26 +101,18 @@ class System:
             return "no model version has been published yet; the trainer is starting"
         return None
 
-    @property
-    def finished(self) -> bool:
-        """The source has ended and everything in the log has been learnt and served."""
-        done = self.replay is None or self.replay.progress.done == self.replay.progress.total
-        info = self.replica.info
-        where = progress(self.log)
-        return (
-            done
-            and info is not None
-            and not any(where.lag.values())
-            and info.step == where.positions["trainer"]
-        )
-
     def status(self) -> dict[str, Any]:
-        """What `/v1/status` answers."""
+        """What `/v1/status` answers; `caught_up`: all of the source is learnt and served."""
         replay = None if self.replay is None else self.replay.progress
         info = self.replica.info
+        found = status(self.log)
         return {
-            **status(self.log),
+            **found,
             "ready": self.not_ready() is None,
+            "caught_up": (replay is None or replay.done == replay.total)
+            and not any(found["lag"].values())
+            and info is not None
+            and info.step == found["positions"]["trainer"],
             "replay": None
             if replay is None
             else {
@@ -249,8 +241,9 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
         with _stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
             with system.running():
                 while not system.stopping.wait(0.2):
-                    reporter.update(system.status())
-                    if until_learnt and system.finished:
+                    found = system.status()
+                    reporter.update(found)
+                    if until_learnt and found["caught_up"]:
                         break
                 reporter.stopping()
             reporter.stopped(system.failure is None)

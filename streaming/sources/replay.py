@@ -33,13 +33,15 @@ class ReplayConfig:
     """`record_size` events travel in one record; at most `ahead` records wait for a consumer.
 
     A small `ahead` keeps the way short for a live event, which queues behind what was replayed.
-    `events_per_s` paces the replay; 0 is as fast as it goes.
+    `events_per_s` paces the replay; 0 is as fast as it goes. With a `limit` only so many events
+    of the source are replayed; 0 is all.
     """
 
     record_size: int = 256
     ahead: int = 4
     wait_s: float = 0.01
     events_per_s: float = 0.0
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,13 @@ class Replay:
         self._config = config
         self._group = f"replay:{source.name}"
         self._place = TopicPartition(EVENTS, 0)
-        self.progress = ReplayProgress(self._done(), source.total, None)
+        self._total = min(source.total, config.limit or source.total)
+        self.progress = ReplayProgress(self._done(), self._total, None)
 
     def run(self, stopping: threading.Event) -> None:
         """Replays until the source ends or it is told to stop."""
         due = time.monotonic()
-        while self.progress.done < self._source.total and not stopping.is_set():
+        while self.progress.done < self._total and not stopping.is_set():
             if self._waiting() >= self._config.ahead or time.monotonic() < due:
                 stopping.wait(self._config.wait_s)
                 continue
@@ -82,12 +85,12 @@ class Replay:
 
     def _append_next(self) -> None:
         done = self.progress.done
-        batch = self._source.batch(done, self._config.record_size)
+        batch = self._source.batch(done, min(self._config.record_size, self._total - done))
         with self._log.transaction(self._group) as transaction:
             transaction.append([encode_events(batch)])
             transaction.advance({self._place: done}, {self._place: done + batch.num_rows})
         newest = batch["at"][batch.num_rows - 1].value
-        self.progress = ReplayProgress(done + batch.num_rows, self._source.total, newest)
+        self.progress = ReplayProgress(done + batch.num_rows, self._total, newest)
 
     def _done(self) -> int:
         return self._log.positions(self._group, [EVENTS])[self._place]

@@ -9,9 +9,14 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from streaming.events import EventRules
 from streaming.log import EVENTS, Append, Record
+
+# The same examples in every run, and time enough for each on a busy machine.
+settings.register_profile("headrace", deadline=None, derandomize=True)
+settings.load_profile("headrace")
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def plain(size: int) -> Corpus:
 
 
 def vectors(*values: float) -> Tensor:
-    return torch.tensor([[value, -value] for value in values])
+    return torch.tensor([[value, -value] for value in values], dtype=torch.float32)
 
 
 def kept(corpus: Corpus) -> pa.Table:

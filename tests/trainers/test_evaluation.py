@@ -7,16 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from trainers.evaluation import ProgressiveRecall, full_ranks, hidden_columns
+from features.batch import Jagged
+from trainers.evaluation import ProgressiveRecall, best_scores, full_ranks, hidden_columns
 
 
 def ranks(scores: list[list[float]], targets: list[int], hidden: list[list[int]]) -> list[int]:
-    mask = torch.zeros(len(scores), len(scores[0]), dtype=torch.bool)
-    for row, columns in enumerate(hidden):
-        mask[row, columns] = True
-    return full_ranks(torch.tensor(scores), torch.tensor(targets), mask).tolist()
+    values = np.array([column for columns in hidden for column in columns], np.int64)
+    offsets = np.cumsum([0] + [len(columns) for columns in hidden])
+    found = full_ranks(np.array(scores, np.float32), np.array(targets), Jagged(values, offsets))
+    ranked: list[int] = found.tolist()
+    return ranked
 
 
 # Ranks
@@ -36,7 +37,13 @@ def test_hidden_items_do_not_count_not_even_in_a_tie() -> None:
     scores = [[0.9, 0.5, 0.5, 0.1]]
     assert ranks(scores, [1], [[]]) == [2]
     assert ranks(scores, [1], [[0]]) == [1]
-    assert ranks(scores, [1], [[0, 2]]) == [0]
+    assert ranks(scores, [1], [[2, 0]]) == [0]
+    assert ranks(scores, [1], [[0, 3, 0]]) == [1]  # once, however often it was seen
+
+
+def test_a_target_is_ranked_even_if_it_was_seen_before() -> None:
+    assert ranks([[0.9, 0.5, 0.1]], [1], [[1]]) == [1]
+    assert ranks([[0.9, 0.5, 0.1]], [1], [[1, 0]]) == [0]
 
 
 @pytest.mark.parametrize("broken", [[[np.nan] * 3], [[0.1, np.nan, 0.3]], [[np.nan, 0.1, np.nan]]])
@@ -51,12 +58,9 @@ def test_ranks_agree_with_a_loop(data: st.DataObject) -> None:
     level = st.lists(st.integers(0, 3), min_size=columns, max_size=columns)
     scores = data.draw(st.lists(level, min_size=rows, max_size=rows))
     targets = [data.draw(st.integers(0, columns - 1)) for _ in range(rows)]
-    hidden = [
-        data.draw(st.lists(st.integers(0, columns - 1).filter(lambda c, t=t: c != t)))
-        if columns > 1
-        else []
-        for t in targets
-    ]
+    hidden = data.draw(
+        st.lists(st.lists(st.integers(0, columns - 1)), min_size=rows, max_size=rows)
+    )
     expected = [
         sum(
             other != target and other not in skipped and row[other] >= row[target]
@@ -69,14 +73,26 @@ def test_ranks_agree_with_a_loop(data: st.DataObject) -> None:
 
 def test_constant_scores_give_recall_zero_and_not_one() -> None:
     recall = ProgressiveRecall([1, 10])
-    constant: Tensor = torch.zeros(20, 100)
-    recall.update(full_ranks(constant, torch.arange(20), torch.zeros(20, 100, dtype=torch.bool)))
+    nothing = Jagged(np.empty(0, np.int64), np.zeros(21, np.int64))
+    recall.update(full_ranks(np.zeros((20, 100), np.float32), np.arange(20), nothing))
     assert recall.get()["recall@1"] == recall.get()["recall@10"] == 0
 
 
 def test_hidden_columns_are_true_at_the_pairs_and_nowhere_else() -> None:
     hidden = hidden_columns(np.array([0, 2, 2, 1]), np.array([1, 0, 0, -1]), (3, 2))
     assert hidden.tolist() == [[False, True], [False, False], [True, False]]
+
+
+@pytest.mark.parametrize("interests", [1, 3])
+def test_an_item_scores_by_the_best_of_a_users_interests(interests: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(4, interests, 5, generator=generator)
+    vectors = torch.randn(6, 5, generator=generator)
+    scores = best_scores(queries, vectors)
+    for user in range(4):
+        for item in range(6):
+            best = max(float(interest @ vectors[item]) for interest in queries[user])
+            assert scores[user, item].item() == pytest.approx(best, rel=1e-5)
 
 
 # Progressive recall

@@ -48,11 +48,10 @@ class Case:
 
 
 def loop(case: Case) -> float:
-    total = 0.0
+    total, similarity = 0.0, case.queries.detach() @ case.candidates.detach().T
     for i in range(6):
         logits = {
-            j: float(case.queries[i] @ case.candidates[j]) / case.temperature
-            - float(case.log_inclusion[i, j])
+            j: float(similarity[i, j]) / case.temperature - float(case.log_inclusion[i, j])
             for j in range(9)
             if not case.hidden[i, j]
         }
@@ -64,11 +63,11 @@ def loop(case: Case) -> float:
 
 def test_agrees_with_a_loop() -> None:
     case = Case()
-    assert float(case.loss()) == pytest.approx(loop(case), rel=1e-12)
+    assert case.loss().item() == pytest.approx(loop(case), rel=1e-12)
 
 
 def test_agrees_with_a_loop_in_single_precision() -> None:
-    assert float(Case(torch.float32).loss()) == pytest.approx(loop(Case()), rel=1e-5)
+    assert Case(torch.float32).loss().item() == pytest.approx(loop(Case()), rel=1e-5)
 
 
 def test_the_temperature_comes_first_and_then_the_correction() -> None:
@@ -77,19 +76,19 @@ def test_the_temperature_comes_first_and_then_the_correction() -> None:
     wrong = torch.nn.functional.cross_entropy(
         first_corrected.masked_fill(case.hidden, -math.inf), case.positive, reduction="none"
     )
-    assert abs(float((case.weights * wrong).mean()) - float(case.loss())) > 0.1
-    assert float(case.loss()) == pytest.approx(loop(case), rel=1e-12)
+    assert abs((case.weights * wrong).mean().item() - case.loss().item()) > 0.1
+    assert case.loss().item() == pytest.approx(loop(case), rel=1e-12)
 
 
 def test_the_positives_column_is_corrected_too() -> None:
     case = Case()
-    before = float(case.loss())
+    before = case.loss().item()
     case.log_inclusion[torch.arange(6), case.positive] += 1.0
-    assert float(case.loss()) > before + 0.05
+    assert case.loss().item() > before + 0.05
     case.log_inclusion += 3.0  # a factor common to all columns says nothing
-    moved = float(case.loss())
+    moved = case.loss().item()
     case.log_inclusion -= 3.0
-    assert float(case.loss()) == pytest.approx(moved)
+    assert case.loss().item() == pytest.approx(moved)
 
 
 def test_a_hidden_candidate_has_no_influence() -> None:
@@ -112,7 +111,7 @@ def test_a_sample_of_weight_zero_has_no_gradient_but_counts_in_the_mean() -> Non
     queries, _ = case.gradients()
     assert not queries[1].any()
     assert all(queries[i].any() for i in (0, 2, 3, 4, 5))
-    assert float(case.loss()) == pytest.approx(loop(case), rel=1e-12)
+    assert case.loss().item() == pytest.approx(loop(case), rel=1e-12)
 
 
 def test_twice_the_weight_is_twice_the_gradient() -> None:
@@ -168,15 +167,15 @@ def recovered(correction: Literal["right", "none", "wrong sign"]) -> float:
     preference = taste / taste.sum(1, keepdims=True)  # (2, 12)
     drawn_by = preference.mean(0)
 
-    size, logits = 64, torch.zeros(12, 2, requires_grad=True)  # row: item, column: kind of user
-    optimizer = torch.optim.Adam([logits], lr=0.05)
+    size, logits = 8, torch.zeros(12, 2, requires_grad=True)  # row: item, column: kind of user
+    optimizer = torch.optim.Adam([logits], lr=0.02)
     inclusion = torch.from_numpy(np.log(-np.expm1(-(size - 1) * drawn_by))).float()
     sign = {"right": 1.0, "none": 0.0, "wrong sign": -1.0}[correction]
     users = np.arange(size) % 2
     bounds = preference.cumsum(1)
     bounds[:, -1] = 1.0
     average = torch.zeros(12, 2)
-    for step in range(800):
+    for step in range(1_500):
         items = (rng.random(size)[:, None] > bounds[users]).sum(1)
         candidates, positive = np.unique(items, return_inverse=True)
         loss = sampled_softmax(
@@ -191,14 +190,14 @@ def recovered(correction: Literal["right", "none", "wrong sign"]) -> float:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step >= 400:
-            average += logits.detach() / 400
+        if step >= 500:
+            average += logits.detach() / 1_000
     truth = np.log(preference).T
     return float(np.corrcoef(average.numpy()[:, 0], truth[:, 0])[0, 1])
 
 
 def test_the_correction_recovers_the_true_preference_from_popular_negatives() -> None:
     right, none = recovered("right"), recovered("none")
-    assert right > 0.97
-    assert right > none + 0.1
-    assert none > recovered("wrong sign") + 0.1
+    assert right > 0.95
+    assert right > none + 0.2
+    assert none > recovered("wrong sign") + 0.2

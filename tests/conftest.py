@@ -1,0 +1,21 @@
+"""What several folders of tests need: a whole Headrace, started as a user starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks._service import Service, service
+
+REPLAYED = 14_000  # of 109,129 events: all movies and the first ratings
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that has learnt the first ratings; tests may add users and events to it."""
+    home = tmp_path_factory.mktemp("shared") / "home"
+    with service(home, {"replay.limit": REPLAYED}) as headrace:
+        headrace.wait_until_ready()
+        headrace.wait_for(headrace.caught_up)
+        yield headrace
