@@ -14,12 +14,12 @@ from trainers.models import create
 OPTIONS = {"width": 8, "hidden": 16, "history": 3}
 
 
-def query(history: list[int], rewards: list[float], user: int = 1, **options: Any) -> Tensor:
+def query(items: list[int], rewards: list[float], user: int = 1, **options: Any) -> Tensor:
     model = create("two_tower", {**OPTIONS, **options})
-    offsets = np.array([0, len(history)])
+    offsets = np.array([0, len(items)])
     users = Users(
         np.array([user]),
-        Jagged(np.array(history, np.int64), offsets),
+        Jagged(np.array(items, np.int64), offsets),
         np.array(rewards, np.float32),
     )
     with torch.no_grad():
