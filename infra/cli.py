@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,14 @@ def run(
     port: Annotated[
         int, typer.Option(envvar="HEADRACE_PORT", min=1, max=65535, help="Where to answer.")
     ] = 8000,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HEADRACE_HOST",
+            help="The address to answer at; 0.0.0.0 opens the service to the network.",
+            show_default="the recipe's, 127.0.0.1",
+        ),
+    ] = None,
     home: HomeOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget everything learnt and start over.")
@@ -53,8 +62,11 @@ def run(
     from infra.recipe import load_recipe
     from infra.run import run as run_system
 
+    loaded = load_recipe(recipe)
+    if host is not None:
+        loaded = replace(loaded, serving=replace(loaded.serving, host=host))
     run_system(
-        load_recipe(recipe),
+        loaded,
         Home(home or Path(".headrace")),
         port,
         fresh=fresh,

@@ -83,7 +83,7 @@ class Reporter:
             self._say("Stopped. `headrace run` goes on from here, `headrace status` tells where.")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def _figures(status: dict[str, Any]) -> str:

@@ -86,15 +86,25 @@ class Workers:
         self.restarts = dict.fromkeys(roles, 0)
 
     def start(self) -> None:
-        """Starts Ray on this machine, and an actor for each role."""
-        ray.init(
-            num_cpus=len(self._roles),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-        )
+        """Starts Ray on this machine, and an actor for each role.
+
+        Raises:
+            HeadraceError: Ray does not start here.
+        """
+        try:
+            ray.init(
+                num_cpus=len(self._roles),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+            )
+        except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+            raise HeadraceError(
+                f"Ray does not start on this machine ({error}): look for space in the temporary"
+                " directory and in shared memory, then start again"
+            ) from error
         for role in self._roles:
             watcher = threading.Thread(target=self._watch, args=(role,), name=f"watch-{role}")
             self._watchers.append(watcher)
@@ -152,6 +162,7 @@ def _actor_class() -> Any:
 
 def log_to_file(path: Path) -> None:
     """Sends what is logged in this process to a file."""
+    logging.raiseExceptions = False  # a full disk must not bury its own error under this one
     logging.getLogger("feast").setLevel(logging.WARNING)
     logging.basicConfig(
         filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -27,6 +27,11 @@ from streaming.log import Log
 
 logger = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
+# The page needs nothing but its own files and this interface.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; base-uri 'none'; form-action 'none'"
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 UserId = Annotated[str, Query(min_length=1, max_length=256, description="The user's id.")]
@@ -191,7 +196,7 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     def playground() -> FileResponse:
-        return FileResponse(WEB / "index.html")
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
 
     app.mount("/web", StaticFiles(directory=WEB))
     return app

@@ -55,7 +55,7 @@ class TrainerConfig:
     refresh: int = 256
     recall_at: tuple[int, ...] = (10, 50)
     publish_every_s: float = 0.1
-    snapshot_every: int = 200
+    snapshot_every: int = 100
     popularity_half_life: float = 20_000.0
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ def tokens_of(corpus: Corpus, *items: int) -> list[list[int]]:
     assert found.ids.tolist() == list(items)
     bounds = found.tokens.offsets.tolist()
     values = found.tokens.values.tolist()
-    return [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [values[a:b] for a, b in pairwise(bounds)]
 
 
 def plain(size: int) -> Corpus:
