@@ -253,19 +253,19 @@ EVENTS_DRAWN = st.lists(
             st.sampled_from("uvw"),
             st.sampled_from("abcd"),
             st.sampled_from([0.5, 3.0, 3.5, 5.0, 7.0]),  # 7 is out of range
-            event_id=st.sampled_from([f"id{n}" for n in range(25)]),
+            event_id=st.sampled_from([f"id{n}" for n in range(9)]),
         ),
         st.fixed_dictionaries(
             {
                 "kind": st.sampled_from(["item", "dance", "click", "impression"]),
                 "user_id": st.sampled_from("uv"),
                 "item_id": st.sampled_from("abcd"),
-                "event_id": st.sampled_from([f"id{n}" for n in range(25)]),
+                "event_id": st.sampled_from([f"id{n}" for n in range(9)]),
                 "attributes": st.just({"genres": ["x"]}),
             }
         ),
     ),
-    max_size=25,
+    max_size=14,
 )
 
 
@@ -298,22 +298,22 @@ def test_samples_are_those_of_a_plain_account_of_the_events(events: Rows) -> Non
     assert found == expected
 
 
-@given(EVENTS_DRAWN, st.lists(st.integers(1, 8), max_size=8), st.booleans())
+@given(EVENTS_DRAWN, st.lists(st.integers(1, 5), max_size=5), st.booleans())
 def test_any_cut_into_batches_with_a_restart_at_each_gives_the_same_rows(
     events: Rows, sizes: list[int], restarts: bool
 ) -> None:
     stream = records(events)
-    whole = joiner(remembered_events=6)
+    whole = joiner(remembered_events=3)
     expected = whole.on_batch(stream)
 
-    join = joiner(remembered_events=6)
+    join = joiner(remembered_events=3)
     found: list[Append] = []
     start = 0
     for size in [*sizes, len(stream)]:
         found += join.on_batch(stream[start : start + size])
         start += size
         if restarts:
-            join = joiner(join.snapshot(), remembered_events=6)
+            join = joiner(join.snapshot(), remembered_events=3)
     assert samples(found) == samples(expected)
     assert declarations(found) == declarations(expected)
     assert letters(found) == letters(expected)

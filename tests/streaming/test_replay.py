@@ -220,8 +220,8 @@ def replay_in_a_process(path: Path, total: int) -> None:
 def test_a_killed_replay_repeats_nothing_and_misses_nothing(
     processes: ForkServerContext, tmp_path: Path, log: FileLog
 ) -> None:
-    total = 1_200
-    for target in (7, 60, 61, 170, 300):
+    total = 600
+    for target in (7, 30, 31, 80, 130):
         child = processes.Process(target=replay_in_a_process, args=(tmp_path / "log.db", total))
         child.start()
         assert log.read({EVENTS_0: target}, 1, timeout_s=60)

@@ -1,0 +1,153 @@
+"""The aggregator: pushes that hold the newest state, and no more than changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.aggregator import Aggregator, AggregatorConfig, Push
+from features.behaviour import BehaviourConfig
+from features.definitions import EVENT_TIME, ITEM_STATISTICS, USER_HISTORY, View
+from streaming.artefact import Artefact
+from streaming.events import EventRules
+from streaming.ids import stable_id
+from streaming.log import Record
+
+AsRecords = Callable[..., list[Record]]
+START_US = 1_672_531_200_000_000  # 2023-01-01, where the events of these tests begin
+SECOND = 1_000_000
+
+
+def aggregator(state: Artefact | None = None) -> Aggregator:
+    config = AggregatorConfig(popularity_half_life=4, remembered_events=8)
+    return Aggregator(config, EventRules(), BehaviourConfig(length=3), state)
+
+
+def rate(user: str, item: str, value: float = 4.0, **more: Any) -> dict[str, Any]:
+    return {"kind": "rate", "user_id": user, "item_id": item, "value": value, **more}
+
+
+def pushed(pushes: Sequence[Push], view: View) -> dict[int, dict[str, Any]]:
+    """The rows of the view by key, times in microseconds; the last of several counts."""
+    found: dict[int, dict[str, Any]] = {}
+    for push in pushes:
+        assert push.rows.schema == push.view.schema
+        if push.view is view:
+            times = push.rows[EVENT_TIME].cast(pa.int64()).to_pylist()
+            for row, at in zip(push.rows.to_pylist(), times, strict=True):
+                found[row[view.key]] = {**row, EVENT_TIME: at - START_US}
+    return found
+
+
+def test_a_push_holds_the_newest_state_of_what_changed(as_records: AsRecords) -> None:
+    step = aggregator()
+    step.on_batch(as_records([rate("u", "a"), rate("v", "b")]))
+    pushes = step.on_batch(as_records([rate("u", "b", 3.0), rate("u", "c", 2.0)], start=2))
+    u, (a, b, c) = stable_id("u"), (stable_id(item) for item in "abc")
+    assert [push.view for push in pushes] == [USER_HISTORY, ITEM_STATISTICS]
+    assert pushed(pushes, USER_HISTORY) == {
+        u: {
+            "user_id": u, EVENT_TIME: 3 * SECOND, "items": [a, b, c], "rewards": [1.0, 0.5, 0.0],
+            "newest_us": START_US + 3 * SECOND,
+        }
+    }  # fmt: skip
+    items = pushed(pushes, ITEM_STATISTICS)
+    assert items.keys() == {b, c}
+    assert (items[b]["actions"], items[b]["mean_reward"]) == (2, 0.75)
+    assert items[b]["popularity"] == pytest.approx(2 ** (-2 / 4) + 0.5 * 2 ** (-1 / 4))
+    assert (items[c]["actions"], items[c]["mean_reward"], items[c]["popularity"]) == (1, 0, 0)
+    assert items[b][EVENT_TIME] == items[c][EVENT_TIME] == 3 * SECOND
+
+
+def test_each_entity_is_pushed_once(as_records: AsRecords) -> None:
+    pushes = aggregator().on_batch(as_records([rate("u", "a")] * 5 + [rate("v", "a")]))
+    assert [push.rows.num_rows for push in pushes] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [{"kind": "item", "item_id": "i"}],
+        [{"kind": "impression", "user_id": "u", "item_id": "i"}],
+        [{"kind": "dance"}],
+    ],
+)
+def test_what_is_no_action_pushes_nothing(
+    as_records: AsRecords, events: list[dict[str, Any]]
+) -> None:
+    assert aggregator().on_batch(as_records(events)) == []
+    assert aggregator().on_time(START_US) == []
+
+
+def test_a_repeat_pushes_nothing(as_records: AsRecords) -> None:
+    step = aggregator()
+    once = rate("u", "a", event_id="once")
+    step.on_batch(as_records([once]))
+    assert step.on_batch(as_records([once, once])) == []
+
+
+def test_the_time_of_an_entity_never_goes_back_when_events_come_late(
+    as_records: AsRecords,
+) -> None:
+    """Else the store would take the older numbers for the newer ones."""
+    step = aggregator()
+    early = step.on_batch(as_records([rate("u", "a")], start=9))
+    late = step.on_batch(as_records([rate("v", "a"), rate("u", "a")], start=3))
+    last = step.on_batch(as_records([rate("v", "a")], start=5))
+    for view, key in ((ITEM_STATISTICS, stable_id("a")), (USER_HISTORY, stable_id("u"))):
+        times = [
+            pushed(pushes, view)[key][EVENT_TIME]
+            for pushes in (early, late, last)
+            if key in pushed(pushes, view)
+        ]
+        assert times == sorted(times)
+
+
+STREAM = st.lists(
+    st.builds(
+        rate,
+        st.sampled_from("uvw"),
+        st.sampled_from("abc"),
+        st.sampled_from([2.0, 3.0, 4.5]),
+        event_id=st.sampled_from([f"e{n}" for n in range(30)]),
+    ),
+    max_size=20,
+)
+
+
+@given(STREAM, st.lists(st.integers(1, 6), max_size=6), st.booleans())
+def test_pushes_of_any_cut_into_batches_end_in_the_same_rows(
+    as_records: AsRecords, events: list[dict[str, Any]], sizes: list[int], restarts: bool
+) -> None:
+    stream = as_records(events)
+    whole = aggregator()
+    expected = whole.on_batch(stream)
+
+    step = aggregator()
+    found: list[Push] = []
+    start = 0
+    for size in [*sizes, len(stream)]:
+        found += step.on_batch(stream[start : start + size])
+        start += size
+        if restarts:
+            step = aggregator(step.snapshot())
+    assert pushed(found, USER_HISTORY) == pushed(expected, USER_HISTORY)
+    one, other = pushed(found, ITEM_STATISTICS), pushed(expected, ITEM_STATISTICS)
+    assert one.keys() == other.keys()
+    for item, row in one.items():
+        assert row["actions"] == other[item]["actions"]
+        assert row["mean_reward"] == other[item]["mean_reward"]
+    for name, table in step.snapshot().shards.items():
+        assert table.equals(whole.snapshot().shards[name], check_metadata=True), name
+
+
+def test_the_snapshot_counts_its_users(as_records: AsRecords) -> None:
+    step = aggregator()
+    step.on_batch(as_records([rate("u", "a"), rate("v", "a"), rate("u", "b")]))
+    assert step.snapshot().meta == {"users": 2}

@@ -1,0 +1,181 @@
+"""From Arrow samples to model inputs, against a straightforward loop over rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.batch import Items, Jagged, Samples, read_declarations, read_samples
+from streaming.samples import SAMPLE_SCHEMA
+
+IDS = st.integers(0, 2**63 - 1)
+LISTS = st.none() | st.lists(IDS, max_size=4)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, Any]:
+    """A sample, or the declaration of one of a few items."""
+    if draw(st.booleans()):
+        return {
+            "user_id": None,
+            "item_id": draw(st.integers(1, 4)),
+            "item_tokens": draw(LISTS),
+        }
+    history = draw(LISTS)
+    return {
+        "user_id": draw(IDS),
+        "item_id": draw(IDS),
+        "history": history,
+        "history_rewards": None if history is None else [n / 8 for n in range(len(history))],
+        "reward": draw(st.sampled_from([0.0, 0.25, 1.0])),
+        "label_liked": draw(st.none() | st.booleans()),
+    }
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[dict[str, Any]], pa.RecordBatch]:
+    """Rows and the batch that holds them, which may be a slice of a longer one."""
+    before, inside, after = (draw(st.lists(rows(), max_size=n)) for n in (3, 12, 3))
+    filled = [
+        {"at": 1_000 + n, "kind": "rate", "logged_us": n, **row}
+        for n, row in enumerate([*before, *inside, *after])
+    ]
+    whole = pa.RecordBatch.from_pylist(filled, schema=SAMPLE_SCHEMA)
+    start, size = len(before), len(inside)
+    return filled[start : start + size], whole.slice(start, size)
+
+
+def lists(jagged: Jagged) -> list[list[int]]:
+    pairs = zip(jagged.offsets[:-1], jagged.offsets[1:], strict=True)
+    return [jagged.values[start:end].tolist() for start, end in pairs]
+
+
+def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
+    filled = [{"at": 0, "kind": "rate", "logged_us": 0, **row} for row in rows]
+    return pa.RecordBatch.from_pylist(filled, schema=SAMPLE_SCHEMA)
+
+
+def assert_types(samples: Samples) -> None:
+    users = samples.users
+    for ids in (users.ids, samples.item_ids, samples.at_us, users.history.values):
+        assert ids.dtype == np.int64
+    assert users.history.offsets.dtype == np.int64
+    assert users.rewards.dtype == samples.rewards.dtype == np.float32
+    assert samples.liked.dtype == np.bool_
+
+
+@given(batches())
+def test_samples_are_those_that_a_loop_over_the_rows_finds(
+    drawn: tuple[list[dict[str, Any]], pa.RecordBatch],
+) -> None:
+    expected = [row for row in drawn[0] if row["user_id"] is not None]
+    samples = read_samples(drawn[1])
+    assert_types(samples)
+    assert samples.users.ids.tolist() == [row["user_id"] for row in expected]
+    assert samples.item_ids.tolist() == [row["item_id"] for row in expected]
+    assert samples.rewards.tolist() == [row["reward"] for row in expected]
+    assert samples.liked.tolist() == [bool(row["label_liked"]) for row in expected]
+    assert samples.at_us.tolist() == [row["at"] for row in expected]
+    assert lists(samples.users.history) == [row["history"] or [] for row in expected]
+    rewards = [reward for row in expected for reward in row["history_rewards"] or []]
+    assert samples.users.rewards.tolist() == rewards
+    assert len(samples.users.rewards) == len(samples.users.history.values)
+
+
+@given(batches())
+def test_the_last_declaration_of_an_item_counts(
+    drawn: tuple[list[dict[str, Any]], pa.RecordBatch],
+) -> None:
+    expected: dict[int, list[int]] = {}
+    for row in drawn[0]:
+        if row["user_id"] is None:
+            expected.pop(row["item_id"], None)
+            expected[row["item_id"]] = row["item_tokens"] or []
+    items = read_declarations(drawn[1])
+    assert items.ids.dtype == items.tokens.values.dtype == items.tokens.offsets.dtype == np.int64
+    assert items.ids.tolist() == list(expected)
+    assert lists(items.tokens) == list(expected.values())
+
+
+def test_an_empty_batch_has_no_samples_and_no_declarations() -> None:
+    samples, items = read_samples(batch()), read_declarations(batch())
+    assert_types(samples)
+    assert len(samples.users.ids) == len(samples.item_ids) == len(items.ids) == 0
+    assert lists(samples.users.history) == lists(items.tokens) == []
+    assert samples.users.history.offsets.tolist() == items.tokens.offsets.tolist() == [0]
+
+
+def test_a_batch_of_one_sort_has_none_of_the_other() -> None:
+    sample = {"user_id": 1, "item_id": 2, "reward": 0.5, "history": [3], "history_rewards": [1.0]}
+    declaration = {"item_id": 2, "item_tokens": [4, 5]}
+    assert len(read_declarations(batch(sample)).ids) == 0
+    assert len(read_samples(batch(declaration)).item_ids) == 0
+
+
+def test_a_label_that_is_not_known_reads_as_not_liked() -> None:
+    known = [{"user_id": n, "item_id": 2, "reward": 0.0, "label_liked": liked}
+             for n, liked in enumerate((True, None, False))]  # fmt: skip
+    assert read_samples(batch(*known)).liked.tolist() == [True, False, False]
+
+
+# Jagged
+
+JAGGED = st.lists(st.lists(st.integers(-9, 9), max_size=4), max_size=6)
+
+
+def jagged(values: list[list[int]]) -> Jagged:
+    return Jagged.from_column(pa.array(values, pa.list_(pa.int64())))
+
+
+@given(JAGGED)
+def test_lists_come_back_with_their_lengths_and_owners(values: list[list[int]]) -> None:
+    made = jagged(values)
+    assert lists(made) == values
+    assert made.lengths.tolist() == [len(one) for one in values]
+    assert made.owners().tolist() == [n for n, one in enumerate(values) for _ in one]
+
+
+@given(JAGGED, st.data())
+def test_taking_lists_is_indexing_a_list_of_lists(
+    values: list[list[int]], data: st.DataObject
+) -> None:
+    numbers = st.integers(0, len(values) - 1) if values else st.nothing()
+    chosen = data.draw(st.lists(numbers, max_size=8))
+    taken = jagged(values).take(np.array(chosen, np.int64))
+    assert lists(taken) == [values[n] for n in chosen]
+
+
+@given(JAGGED, st.data())
+def test_keeping_values_keeps_the_number_of_lists(
+    values: list[list[int]], data: st.DataObject
+) -> None:
+    size = sum(map(len, values))
+    chosen = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    kept = jagged(values).where(np.array(chosen, bool))
+    flags = iter(chosen)
+    assert lists(kept) == [[value for value in one if next(flags)] for one in values]
+
+
+@pytest.mark.parametrize("chunks", [[], [[[1], None]], [[[1], None], [[]], [[2, 3]]]])
+def test_a_column_in_chunks_reads_as_one(chunks: list[Any]) -> None:
+    column = pa.chunked_array(chunks, pa.list_(pa.int64()))
+    expected = [one or [] for chunk in chunks for one in chunk]
+    assert lists(Jagged.from_column(column)) == expected
+
+
+def test_a_null_list_with_values_under_it_reads_as_empty() -> None:
+    column = pa.ListArray.from_arrays(
+        pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4]), mask=pa.array([True, False])
+    )
+    assert lists(Jagged.from_column(column)) == [[], [3, 4]]
+
+
+def test_items_are_what_a_model_asks_for() -> None:
+    items = read_declarations(batch({"item_id": 9, "item_tokens": [4, 5]}))
+    assert isinstance(items, Items)
+    assert (items.ids.tolist(), lists(items.tokens)) == ([9], [[4, 5]])

@@ -1,0 +1,218 @@
+"""The recommender: the model for who is known, popularity for who is not, never what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from features.batch import Jagged, Users
+from features.catalog import Catalog
+from serving.recommender import Answer, OnlineFeatures, Recommender
+from serving.replica import Replica
+from streaming.ids import stable_id
+from trainers.versions import Version
+
+Rows = dict[tuple[str, int], dict[str, object]]
+Know = Callable[..., None]
+
+
+def names(answer: Answer) -> list[str]:
+    return [one.item.item_id for one in answer.items]
+
+
+def sources(answer: Answer) -> list[str]:
+    return [one.source for one in answer.items]
+
+
+@pytest.fixture
+def replica() -> Replica:
+    return Replica()
+
+
+@pytest.fixture
+def version(random_version: Callable[..., Version], item_ids: list[int]) -> Version:
+    return random_version(item_ids, number=3)
+
+
+@pytest.fixture
+def recommender(
+    replica: Replica, catalog: Catalog, online_features: OnlineFeatures
+) -> Recommender:
+    return Recommender(replica, catalog, online_features)
+
+
+# Recommendations
+
+
+def test_an_unknown_user_gets_what_is_popular(
+    recommender: Recommender, replica: Replica, version: Version, item_names: list[str]
+) -> None:
+    for known_version in (None, version):
+        if known_version is not None:
+            replica.take(known_version)
+        answer = recommender.recommend("stranger", 5)
+        assert names(answer) == item_names[:5]
+        assert sources(answer) == ["popular"] * 5
+        assert answer.known_actions == 0
+        assert answer.features_at_us is None
+        assert answer.version == (known_version.info if known_version else None)
+
+
+def test_a_known_user_without_a_model_gets_what_is_popular_and_not_seen(
+    recommender: Recommender, know: Know, item_names: list[str]
+) -> None:
+    know("u", ["i0", "i2"], newest_us=123)
+    answer = recommender.recommend("u", 3)
+    assert names(answer) == ["i1", "i3", "i4"]
+    assert answer.known_actions == 2
+    assert answer.features_at_us == 123
+    assert answer.version is None
+
+
+def test_a_known_user_gets_the_models_best(
+    recommender: Recommender, replica: Replica, version: Version, know: Know
+) -> None:
+    replica.take(version)
+    history = ["i3", "i20"]
+    know("u", history)
+    answer = recommender.recommend("u", 8)
+
+    seen = np.array([stable_id(item) for item in history])
+    users = Users(np.array([stable_id("u")]), Jagged(seen, np.array([0, 2])), np.ones(2, np.float32))
+    with replica.reading() as served:
+        assert served is not None
+        ids, scores = served.retrieve(users, 8, seen)
+    assert [stable_id(item) for item in names(answer)] == ids.tolist()
+    assert [one.score for one in answer.items] == scores.tolist()
+    assert sources(answer) == ["two_tower"] * 8
+    assert answer.version == version.info
+
+
+def test_a_history_is_read_in_its_order(
+    recommender: Recommender, replica: Replica, version: Version, feature_rows: Rows
+) -> None:
+    replica.take(version)
+    items = [stable_id("i1"), stable_id("i2")]
+    answers = []
+    for rewards in ([1.0, 0.0], [0.0, 1.0]):
+        feature_rows["user_history", stable_id("u")] = {
+            "items": items, "rewards": rewards, "newest_us": 1,
+        }  # fmt: skip
+        answers.append([one.score for one in recommender.recommend("u", 5).items])
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_what_was_seen_is_never_recommended(
+    recommender: Recommender,
+    replica: Replica,
+    version: Version,
+    know: Know,
+    item_names: list[str],
+    published: bool,
+) -> None:
+    if published:
+        replica.take(version)
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        seen = rng.choice(item_names, size=int(rng.integers(1, 30)), replace=False).tolist()
+        know(f"u{number}", seen)
+        answer = recommender.recommend(f"u{number}", 30)
+        assert not set(names(answer)) & set(seen)
+        assert len(set(names(answer))) == len(answer.items) == 30 - len(seen)
+
+
+def test_places_that_the_model_cannot_fill_go_to_what_is_popular(
+    recommender: Recommender,
+    replica: Replica,
+    random_version: Callable[..., Version],
+    know: Know,
+    item_ids: list[int],
+) -> None:
+    replica.take(random_version(item_ids[20:24]))
+    know("u", ["i0", "i21"])
+    answer = recommender.recommend("u", 6)
+    assert sources(answer) == ["two_tower"] * 3 + ["popular"] * 3
+    assert set(names(answer)[:3]) == {"i20", "i22", "i23"}
+    assert names(answer)[3:] == ["i1", "i2", "i3"]
+    assert [one.score for one in answer.items[3:]] == [0.0] * 3
+
+
+def test_an_item_the_catalog_does_not_know_yet_leaves_its_place_to_another(
+    recommender: Recommender,
+    replica: Replica,
+    random_version: Callable[..., Version],
+    know: Know,
+    item_ids: list[int],
+) -> None:
+    replica.take(random_version([*item_ids[:3], stable_id("not in the catalog")]))
+    know("u", ["i9"])
+    answer = recommender.recommend("u", 4)
+    assert len(answer.items) == 4
+    assert set(names(answer)) >= {"i0", "i1", "i2"}
+
+
+def test_every_item_is_described_with_its_statistics(
+    recommender: Recommender, feature_rows: Rows
+) -> None:
+    feature_rows["item_statistics", stable_id("i1")] = {"actions": 9, "mean_reward": 1.0}
+    first, second = recommender.recommend("stranger", 2).items
+    assert (second.item.title, second.item.attributes) == ("Title i1", {"year": 1999})
+    assert second.statistics == {"actions": 9, "mean_reward": 1.0, "popularity": None}
+    assert first.statistics == {"actions": None, "mean_reward": None, "popularity": None}
+
+
+def test_every_answer_has_a_request_id_of_its_own(recommender: Recommender) -> None:
+    answers = [recommender.recommend("u", 1) for _ in range(50)]
+    answers += [recommender.similar("i1", 1) for _ in range(50)]
+    assert len({answer.request_id for answer in answers}) == 100
+
+
+def test_more_than_there_is_gives_all_there_is(
+    recommender: Recommender, replica: Replica, version: Version, know: Know, item_names: list[str]
+) -> None:
+    replica.take(version)
+    know("u", ["i4"])
+    assert sorted(names(recommender.recommend("stranger", 500))) == sorted(item_names)
+    assert sorted(names(recommender.recommend("u", 500))) == sorted(set(item_names) - {"i4"})
+
+
+# Similar items
+
+
+def test_similar_items_are_the_models_nearest_without_the_item(
+    recommender: Recommender, replica: Replica, version: Version
+) -> None:
+    replica.take(version)
+    answer = recommender.similar("i7", 10)
+    with replica.reading() as served:
+        assert served is not None
+        ids, _ = served.similar(stable_id("i7"), 10)
+    assert [stable_id(item) for item in names(answer)] == ids.tolist()
+    assert "i7" not in names(answer)
+    assert sources(answer) == ["two_tower"] * 10
+    assert answer.version == version.info
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_for_an_item_nobody_knows_what_is_popular_is_shown(
+    recommender: Recommender,
+    replica: Replica,
+    version: Version,
+    item_names: list[str],
+    published: bool,
+) -> None:
+    if published:
+        replica.take(version)
+    answer = recommender.similar("nobody knows it", 4)
+    assert names(answer) == item_names[:4]
+    assert sources(answer) == ["popular"] * 4
+    assert answer.version == (version.info if published else None)
+
+
+def test_without_a_model_an_item_is_not_similar_to_itself(
+    recommender: Recommender, item_names: list[str]
+) -> None:
+    assert names(recommender.similar("i0", 3)) == item_names[1:4]
