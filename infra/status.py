@@ -34,8 +34,9 @@ class Progress:
 
 def progress(log: Log) -> Progress:
     """Reads where every group stands, in records."""
-    ends = {topic: sum(log.ends([topic]).values()) for topic in TOPICS}
+    # Positions first: what is appended in between makes a lag too large, never negative.
     positions = {g: sum(log.positions(g, [topic]).values()) for g, topic in GROUPS.items()}
+    ends = {topic: sum(log.ends([topic]).values()) for topic in TOPICS}
     lag = {group: ends[topic] - positions[group] for group, topic in GROUPS.items()}
     return Progress(ends, positions, lag)
 

@@ -1,8 +1,8 @@
 """The embedded log: one SQLite file in WAL mode, shared by the processes of one machine.
 
 One table holds one partition, its rowid the offset. `synchronous=FULL` makes every commit wait
-for the disk, so that a committed record survives kill -9 and power loss. Readers poll: in WAL
-mode a look costs some ten microseconds and never waits for a writer.
+for the disk, so that a committed record survives kill -9 and power loss. A reader that waits
+watches the time of the WAL file, which costs a fiftieth of a query, and never waits for a writer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from streaming.errors import Fenced, LogError, LogFull
 from streaming.log import TOPICS, Append, Positions, Record, TopicPartition
 
 POLL_S = 0.004
+# Where file times are coarse, two commits within one tick can look like one.
+LOOK_AGAIN_S = 0.05
 LOCK_WAIT_S = 30.0
 
 
@@ -28,11 +30,12 @@ class FileLog:
 
     def __init__(self, path: Path, *, partitions: int = 1, topics: Sequence[str] = TOPICS) -> None:
         self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._create(topics, partitions)
             rows = self._connection.execute("SELECT name, partitions FROM topics").fetchall()
         self._partitions: dict[str, int] = dict(rows)
@@ -45,9 +48,12 @@ class FileLog:
 
     def read(self, positions: Positions, limit: int, timeout_s: float) -> list[Record]:
         deadline = time.monotonic() + timeout_s
-        while not (records := self._look(positions, limit)) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        return records
+        while True:
+            seen = self._write_mark()
+            records = self._look(positions, limit)
+            if records or time.monotonic() >= deadline:
+                return records
+            self._await_write(seen, deadline)
 
     @contextmanager
     def transaction(self, group: str) -> Iterator[_FileTransaction]:
@@ -98,15 +104,29 @@ class FileLog:
     def _look(self, positions: Positions, limit: int) -> list[Record]:
         share = max(1, limit // max(1, len(positions)))
         records: list[Record] = []
-        with self._translated():
+        with self._snapshot() as connection:
             for place, position in positions.items():
-                rows = self._connection.execute(
+                rows = connection.execute(
                     f"SELECT position, key, value, logged_us FROM {_table(*self._known(place))}"  # noqa: S608
                     " WHERE position >= ? ORDER BY position LIMIT ?",
                     (position, share),
                 )
                 records += [Record(*place, *row) for row in rows]
         return records[:limit]
+
+    def _write_mark(self) -> tuple[int, int]:
+        """Something that changes whenever anybody commits: the time and size of the WAL file."""
+        try:
+            found = self._wal.stat()
+        except FileNotFoundError:  # nothing is in it
+            return 0, 0
+        return found.st_mtime_ns, found.st_size
+
+    def _await_write(self, seen: tuple[int, int], deadline: float) -> None:
+        """Returns when somebody may have committed since `seen`, or it is time to look again."""
+        until = min(deadline, time.monotonic() + LOOK_AGAIN_S)
+        while self._write_mark() == seen and time.monotonic() < until:
+            time.sleep(POLL_S)
 
     def _insert(self, connection: sqlite3.Connection, records: Iterable[Append]) -> None:
         now_us = time.time_ns() // 1000
@@ -157,6 +177,20 @@ class FileLog:
         return connection
 
     @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """One read transaction: every query in it sees the same commits, whole."""
+        with self._translated():
+            connection = self._connection
+            if connection.in_transaction:  # a reader inside its own transaction
+                yield connection
+                return
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("COMMIT")
+
+    @contextmanager
     def _exclusive(self) -> Iterator[sqlite3.Connection]:
         """One write transaction; commits at the end, undoes everything on an exception."""
         with self._translated():
@@ -182,6 +216,8 @@ class FileLog:
                     " again, nothing that was accepted is lost"
                 ) from error
             raise LogError(f"the log {self._path} cannot be used: {error}") from error
+        except OSError as error:
+            raise LogError(f"the log {self._path} cannot be made: {error.strerror}") from error
         except sqlite3.DatabaseError as error:
             raise LogError(
                 f"the log {self._path} is damaged or is not a log ({error}): restore it from a"
@@ -204,6 +240,7 @@ class _FileTransaction:
         topics = sorted({place.topic for place in end})
         committed = self._log.positions(self._group, topics)
         for place, position in end.items():
+            self._log._known(place)
             if committed[place] != start.get(place, 0):
                 raise Fenced(
                     f"group {self._group!r} stands at {committed[place]} in {place.topic}/"

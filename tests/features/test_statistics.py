@@ -104,7 +104,7 @@ def test_rescaling_changes_neither_the_order_nor_what_is_told() -> None:
     statistics = ItemStatistics(half_life=1)
     for n in range(5_000):
         statistics.update(actions([(n % 3, 1.0)]))
-        assert statistics.get(n % 3).popularity == pytest.approx(1 / (1 - 1 / 8), abs=0.13)
+        assert 1 <= statistics.get(n % 3).popularity < 8 / 7 + 1e-9
     assert [statistics.get(item).popularity for item in (1, 0, 2)] == pytest.approx(
         [8 / 7, 4 / 7, 2 / 7]
     )
@@ -119,7 +119,7 @@ def test_one_batch_of_many_half_lives_is_as_good_as_many_batches() -> None:
     assert found == pytest.approx([8 / 7, 4 / 7, 2 / 7])
 
 
-@given(ACTIONS, st.integers(0, 60), st.sampled_from([0.11, 0.5, 7.0]), st.booleans())
+@given(ACTIONS, st.integers(0, 60), st.sampled_from([0.02, 0.1, 7.0]), st.booleans())
 def test_state_does_not_depend_on_how_actions_were_cut_into_batches_or_on_restarts(
     pairs: list[tuple[int, float]], cut: int, half_life: float, restarts: bool
 ) -> None:

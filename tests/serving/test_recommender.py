@@ -37,9 +37,7 @@ def version(random_version: Callable[..., Version], item_ids: list[int]) -> Vers
 
 
 @pytest.fixture
-def recommender(
-    replica: Replica, catalog: Catalog, online_features: OnlineFeatures
-) -> Recommender:
+def recommender(replica: Replica, catalog: Catalog, online_features: OnlineFeatures) -> Recommender:
     return Recommender(replica, catalog, online_features)
 
 
@@ -80,7 +78,9 @@ def test_a_known_user_gets_the_models_best(
     answer = recommender.recommend("u", 8)
 
     seen = np.array([stable_id(item) for item in history])
-    users = Users(np.array([stable_id("u")]), Jagged(seen, np.array([0, 2])), np.ones(2, np.float32))
+    users = Users(
+        np.array([stable_id("u")]), Jagged(seen, np.array([0, 2])), np.ones(2, np.float32)
+    )
     with replica.reading() as served:
         assert served is not None
         ids, scores = served.retrieve(users, 8, seen)

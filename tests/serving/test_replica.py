@@ -32,7 +32,7 @@ def contents(served: ServedModel) -> Contents:
         **{f"table-{name}": _numbers(*rows) for name, rows in tables.items()},
     }
     dense = torch.cat([p.detach().flatten() for p in served.model.parameters()])
-    found["dense"] = dict(enumerate(dense.unique().tolist()))
+    found["dense"] = dict(enumerate(sorted(set(dense.tolist()))))
     return found
 
 
@@ -194,11 +194,11 @@ def test_readers_in_threads_never_see_a_torn_version(constant_version: MakeVersi
                     continue
                 values = {float(served.info.number)}
                 for table in served.model.tables.values():
-                    values |= set(table(asked).unique().tolist())
+                    values |= set(table(asked).flatten().tolist())
                     time.sleep(0)
                 for parameter in served.model.parameters():
-                    values |= set(parameter.detach().unique().tolist())
-                values |= set(served._all_vectors().unique().tolist())
+                    values |= set(parameter.detach().flatten().tolist())
+                values |= set(served._all_vectors().flatten().tolist())
                 if len(values) != 1 or len(served) != len(ids):
                     failures.append((served.info.name, values))
                 seen.add((served.info.lineage, served.info.number))
@@ -289,7 +289,9 @@ def served(random_version: MakeVersion) -> ServedModel:
 def user(*history: int) -> Users:
     offsets = np.array([0, len(history)])
     return Users(
-        np.array([7]), Jagged(np.array(history, np.int64), offsets), np.ones(len(history), np.float32)
+        np.array([7]),
+        Jagged(np.array(history, np.int64), offsets),
+        np.ones(len(history), np.float32),
     )
 
 
