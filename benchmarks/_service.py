@@ -19,6 +19,7 @@ from typing import Any
 from infra.recipe import RECIPES
 
 READY_S = 120.0
+IDLE_S = 3.0
 
 
 class Service:
@@ -28,6 +29,7 @@ class Service:
         self.port = port
         self.process = process
         self.output = output
+        self._last_used = 0.0
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     @property
@@ -49,6 +51,9 @@ class Service:
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body of any request."""
         headers = {"Content-Type": "application/json"} if body else {}
+        if time.monotonic() - self._last_used > IDLE_S:
+            self._connection.close()  # the server has let go of it by now
+        self._last_used = time.monotonic()
         try:
             self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()

@@ -69,7 +69,7 @@ class Reporter:
             self._bar.update(self._task, visible=False)
             seconds = time.monotonic() - self._begun
             self._say(f"All {replay['total']:,} events are learnt after {seconds:.0f} s: {figures}")
-            self._say(f"From here on every event changes the answers at {self._url} - Ctrl-C stops.")
+            self._say(f"From here on events change the answers at {self._url} - Ctrl-C stops.")
         elif not self._console.is_terminal and not learnt and time.monotonic() > self._line_due:
             self._line_due = time.monotonic() + _LINE_EVERY_S
             self._say(f"replay {replay['done']:,}/{replay['total']:,}  {figures}")

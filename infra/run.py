@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 import uvicorn
 
 from features.catalog import Catalog
@@ -41,6 +42,9 @@ class System:
     """A running Headrace on one machine: everything that `headrace run` starts."""
 
     def __init__(self, recipe: Recipe, home: Home, port: int) -> None:
+        # One thread: laying versions over a replica is no work for several, and idle threads of
+        # torch spin on the cores that the trainer needs.
+        torch.set_num_threads(1)
         self._recipe = recipe
         self._home = home
         self._port = port
@@ -52,7 +56,6 @@ class System:
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self.workers = Workers(ROLES, recipe, home, self.fail)
-        self._catalog_loop: Loop | None = None
 
     @property
     def url(self) -> str:
@@ -70,9 +73,8 @@ class System:
             stack.callback(self.log.close)
             features = FeastStore(self._home.features)
             features.apply()
-            self._catalog_loop = self._make_catalog_loop()
-            catalog = self._catalog_loop.step
-            assert isinstance(catalog, Catalog)  # noqa: S101 - for the type checker
+            catalog_loop = self._make_catalog_loop()
+            catalog = catalog_loop.step
             recommender = Recommender(self.replica, catalog, features)
             service = Service(
                 self.log,
@@ -88,7 +90,7 @@ class System:
             stack.callback(self.stopping.set)
             self.workers.start()
             for name, run in (
-                ("catalog", self._catalog_loop.run),
+                ("catalog", catalog_loop.run),
                 ("follower", self._make_follower().run),
                 ("replay", self._run_replay),
             ):
@@ -151,7 +153,7 @@ class System:
             self._events_per_s = (now - done) / period_s
             done = now
 
-    def _make_catalog_loop(self) -> Loop:
+    def _make_catalog_loop(self) -> Loop[Catalog]:
         return Loop(
             self.log,
             "catalog",

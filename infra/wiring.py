@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from infra.home import Home
 from infra.recipe import Recipe
@@ -15,7 +16,7 @@ from streaming.loop import Loop
 # torch, and importing Feast takes seconds.
 
 
-def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
+def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     """`events` -> `samples` and `dead-letters`."""
     from features.behaviour import Behaviour
     from streaming.joiner import Joiner
@@ -32,7 +33,7 @@ def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     )
 
 
-def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
+def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     """`events` -> the feature store."""
     from features.aggregator import Aggregator
     from features.store import FeastStore
@@ -51,7 +52,7 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     )
 
 
-def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
+def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     """`samples` -> versions."""
     import torch
 
@@ -74,7 +75,7 @@ def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop:
     )
 
 
-LOOPS: dict[str, Callable[[Recipe, Home, Log], Loop]] = {
+LOOPS: dict[str, Callable[[Recipe, Home, Log], Loop[Any]]] = {
     "joiner": joiner_loop,
     "aggregator": aggregator_loop,
     "trainer": trainer_loop,

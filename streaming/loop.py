@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
 from streaming.errors import ArtefactCorrupt, ArtefactError
@@ -57,6 +57,9 @@ class Step(Protocol):
         ...
 
 
+S = TypeVar("S", bound=Step)
+
+
 def append_only(outputs: Sequence[Output]) -> Sequence[Append]:
     """The executor of a step that only appends to the log."""
     return outputs
@@ -72,7 +75,7 @@ class LoopConfig:
     cuts_kept: int = 2
 
 
-class Loop:
+class Loop(Generic[S]):
     """Runs the step that `build` makes for a consumer group over some topics.
 
     `reached` is called with the number of every point of the commit order as the loop gets
@@ -84,7 +87,7 @@ class Loop:
         log: Log,
         group: str,
         topics: Sequence[str],
-        build: Callable[[Artefact | None], Step],
+        build: Callable[[Artefact | None], S],
         cuts: Path,
         *,
         execute: Executor = append_only,
@@ -148,8 +151,8 @@ class Loop:
         self._positions.update(moved)
 
     def _recover(
-        self, build: Callable[[Artefact | None], Step], topics: Sequence[str]
-    ) -> tuple[Step, dict[TopicPartition, int]]:
+        self, build: Callable[[Artefact | None], S], topics: Sequence[str]
+    ) -> tuple[S, dict[TopicPartition, int]]:
         committed = self._log.positions(self._group, topics)
         state, positions = self._cuts.newest()
         positions = {place: positions.get(place, 0) for place in committed}

@@ -230,7 +230,7 @@ def log(tmp_path: Path) -> Iterator[FileLog]:
     log.close()
 
 
-def aggregating(log: FileLog, root: Path) -> tuple[Loop, FeastStore]:
+def aggregating(log: FileLog, root: Path) -> tuple[Loop[Aggregator], FeastStore]:
     """A loop as the service runs it; making another one is what a restart does."""
     store = FeastStore(root)
     store.apply()

@@ -201,7 +201,7 @@ def test_a_format_of_another_release_is_not_called_damage(
 
 
 def write_with_little_room(path: Path, room: int) -> None:
-    """In a process that may not write a longer file: the write fails half-way, as it really does."""
+    """In a process that may not write a longer file: the write fails half-way, for real."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     with pytest.raises(ArtefactError, match=r"cannot write .*cut-1: .*mend that and start again"):
         write_artefact(path, META, tables())
@@ -221,7 +221,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(
 def test_a_full_disk_is_called_by_its_name_and_nothing_is_left(small_disk: Path) -> None:
     big = {"big": pa.table({"x": pa.array(range(200_000))})}
     free = shutil.disk_usage(small_disk).free
-    with pytest.raises(ArtefactError, match="cannot write .*: no space is left on the disk"):
+    with pytest.raises(ArtefactError, match=r"cannot write .*: no space is left on the disk"):
         write_artefact(small_disk / "cut-1", {}, big)
     assert os.listdir(small_disk) == []  # noqa: PTH208
     assert shutil.disk_usage(small_disk).free == free
@@ -229,7 +229,7 @@ def test_a_full_disk_is_called_by_its_name_and_nothing_is_left(small_disk: Path)
 
 def test_a_place_where_no_directory_can_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtefactError, match="cannot write .*cut-1"):
+    with pytest.raises(ArtefactError, match=r"cannot write .*cut-1"):
         write_artefact(tmp_path / "file" / "cut-1", {}, {})
 
 
@@ -249,13 +249,13 @@ def die_at_sync(path: Path, number: int) -> None:
     """Dies as the `number`th file or directory is about to be made durable."""
     syncs = 0
 
-    def sync(descriptor: int) -> None:
+    def sync(descriptor: Any) -> None:
         nonlocal syncs
         syncs += 1
         if syncs == number:
             os._exit(9)
 
-    os.fsync = sync
+    vars(os).update(fsync=sync)
     write_artefact(path, META, tables())
 
 

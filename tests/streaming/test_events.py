@@ -222,7 +222,7 @@ def test_an_event_without_a_kind_is_refused() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", ["rate", "buy"])
 def test_a_value_that_is_not_a_finite_number_is_refused(kind: str, value: float) -> None:
-    with pytest.raises(EventRejected, match="value = .*must be a number from"):
+    with pytest.raises(EventRejected, match=r"value = .*must be a number from"):
         parse_event({**RATE, "kind": kind, "value": value}, RULES, NOW_US)
 
 
@@ -251,7 +251,9 @@ def test_an_event_may_have_65536_bytes_and_no_more() -> None:
     assert error.reason == "an event may have 65536 bytes at most"
 
 
-@pytest.mark.parametrize("form", [b"%b", b'{"kind":%b}', b'{"kind":"user","user_id":"u","attributes":{"a":%b}}'])
+@pytest.mark.parametrize(
+    "form", [b"%b", b'{"kind":%b}', b'{"kind":"user","user_id":"u","attributes":{"a":%b}}']
+)
 @pytest.mark.parametrize("depth", [900, 940, 960, 980, 1_000, 30_000])
 def test_json_nested_ever_so_deep_is_refused(form: bytes, depth: int) -> None:
     assert refusal(form % (b"[" * depth + b"]" * depth)).reason
@@ -294,7 +296,7 @@ def test_any_json_is_an_event_or_refused(value: Any) -> None:
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 MAYBE_TEXT = st.none() | TEXT
-TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2024, 5, 6)).map(  # noqa: DTZ001
+TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2024, 5, 6)).map(
     lambda at: at.replace(tzinfo=UTC)
 )
 
@@ -325,7 +327,9 @@ def good_events(draw: st.DrawFn) -> Event:
 
 
 @given(st.lists(st.lists(good_events(), max_size=3), max_size=4), st.data())
-def test_json_and_arrow_hold_the_same_columns(groups: list[list[Event]], data: st.DataObject) -> None:
+def test_json_and_arrow_hold_the_same_columns(
+    groups: list[list[Event]], data: st.DataObject
+) -> None:
     events = [event for group in groups for event in group]
     as_json = [record(encode_event(event).value) for event in events]
     one_arrow = [record(encode_events(event_batch(events)).value)]
@@ -542,9 +546,7 @@ def decode_damaged_records(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_flipped_bit_in_an_arrow_record_never_ends_the_process(
-    processes: Any, seed: int
-) -> None:
+def test_a_flipped_bit_in_an_arrow_record_never_ends_the_process(processes: Any, seed: int) -> None:
     child = processes.Process(target=decode_damaged_records, args=(seed,))
     child.start()
     child.join(60)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
@@ -64,13 +65,27 @@ def test_two_processes_that_append_at_once_lose_nothing(
 
 
 def test_processes_may_make_the_same_log_at_the_same_moment(
-    processes: ForkServerContext, path: Path
+    processes: ForkServerContext, tmp_path: Path
 ) -> None:
-    start = processes.Barrier(6)
-    _run([processes.Process(target=open_and_append, args=(path, start)) for _ in range(6)])
-    log = FileLog(path)
-    assert read_all(log) == [b"hello"] * 6
-    log.close()
+    for n in range(4):
+        path = tmp_path / f"{n}.db"
+        start = processes.Barrier(6)
+        _run([processes.Process(target=open_and_append, args=(path, start)) for _ in range(6)])
+        log = FileLog(path)
+        assert read_all(log) == [b"hello"] * 6
+        log.close()
+
+
+def test_opening_waits_for_somebody_who_is_making_the_log(path: Path) -> None:
+    somebody = sqlite3.connect(path, isolation_level=None)
+    somebody.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(FileLog, path)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.1)
+        somebody.execute("COMMIT")
+        somebody.close()
+        opening.result(timeout=60).close()
 
 
 def open_and_append(path: Path, start: Barrier) -> None:
@@ -96,7 +111,7 @@ def test_a_waiting_reader_wakes_when_another_process_appends(
     _join(writer)
 
 
-def _run(workers: list[BaseProcess]) -> None:
+def _run(workers: Sequence[BaseProcess]) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -152,6 +167,22 @@ def test_what_a_killed_writer_was_told_is_durable_is_there(
 # No space
 
 
+def fill_up(log: FileLog) -> int:
+    """Appends until the log is full; returns how many records went in."""
+    for count in range(100_000):
+        try:
+            log.append([Append(EVENTS, b"x" * 1_000)])
+        except LogFull:
+            return count
+    raise AssertionError("the log is never full")
+
+
+def advance_and_append_much(log: FileLog) -> None:
+    with log.transaction("g") as transaction:
+        transaction.advance({EVENTS_0: 0}, {EVENTS_0: 1})
+        transaction.append([Append(EVENTS, b"x" * 100_000)])
+
+
 def test_a_full_log_says_so_keeps_what_it_has_and_goes_on_when_there_is_space(
     log: FileLog,
 ) -> None:
@@ -159,14 +190,9 @@ def test_a_full_log_says_so_keeps_what_it_has_and_goes_on_when_there_is_space(
     log.append([Append(EVENTS, b"first")])
     pages = log._connection.execute("PRAGMA page_count").fetchone()[0]
     log._connection.execute(f"PRAGMA max_page_count = {pages + 5}")
-    count = 1
-    with pytest.raises(LogFull, match="no space is left for the log .*free some disk space"):
-        while True:
-            log.append([Append(EVENTS, b"x" * 1_000)])
-            count += 1
-    with pytest.raises(LogFull), log.transaction("g") as transaction:
-        transaction.advance({EVENTS_0: 0}, {EVENTS_0: 1})
-        transaction.append([Append(EVENTS, b"x" * 100_000)])
+    count = 1 + fill_up(log)
+    with pytest.raises(LogFull, match=r"no space is left for the log .*free some disk space"):
+        advance_and_append_much(log)
 
     assert len(read_all(log)) == count
     assert log.positions("g", [EVENTS]) == {EVENTS_0: 0}
@@ -180,13 +206,9 @@ def test_a_full_disk_loses_nothing_and_ends_with_free_space(small_disk: Path) ->
     filler = small_disk / "filler"
     log = FileLog(small_disk / "log.db")
     filler.write_bytes(b"x" * 150_000)
-    count = 0
-    with pytest.raises(LogFull):
-        while True:
-            log.append([Append(EVENTS, b"x" * 1_000)])
-            count += 1
-    with pytest.raises(LogFull):
-        log.append([Append(EVENTS, b"x" * 100_000)])
+    count = fill_up(log)
+    with pytest.raises(LogFull, match=r"no space is left for the log .*free some disk space"):
+        advance_and_append_much(log)
     assert len(read_all(log)) == count > 10
     filler.unlink()
     log.append([Append(EVENTS, b"last")])

@@ -285,8 +285,8 @@ def test_samples_are_those_of_a_plain_account_of_the_events(events: Rows) -> Non
         before = past.setdefault(event["user_id"], [])
         expected.append(
             (stable_id(event["user_id"]), stable_id(event["item_id"]), NOW_US + n,
-             [item for item, _ in before[-LENGTH:]], pytest.approx([r for _, r in before[-LENGTH:]]),
-             pytest.approx(reward))
+             [item for item, _ in before[-LENGTH:]],
+             pytest.approx([reward for _, reward in before[-LENGTH:]]), pytest.approx(reward))
         )  # fmt: skip
         before.append((stable_id(event["item_id"]), reward))
 

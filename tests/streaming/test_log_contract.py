@@ -18,7 +18,7 @@ import pytest
 
 from streaming.errors import Fenced, LogError
 from streaming.file_log import FileLog
-from streaming.log import EVENTS, SAMPLES, TOPICS, Append, Log, Record, TopicPartition
+from streaming.log import EVENTS, SAMPLES, TOPICS, Append, Log, Positions, Record, TopicPartition
 
 Open = Callable[[], Log]
 
@@ -222,14 +222,28 @@ def test_a_waiting_reader_does_not_wake_for_a_transaction_that_is_undone(
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(log.read, {EVENTS_0: 0}, 9, 60.0)
-        with pytest.raises(ZeroDivisionError), other.transaction("g") as transaction:
-            transaction.append(events(b"never"))
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            transact(other, events(b"never"), {}, error=ZeroDivisionError)
         other.append(events(b"soon"))
         assert values(waiting.result()) == [b"soon"]
 
 
 # Transactions
+
+
+def transact(
+    log: Log,
+    records: Sequence[Append],
+    end: Positions,
+    start: Positions | None = None,
+    error: type[BaseException] | None = None,
+) -> None:
+    """A transaction of group "g" that ends well or with an error."""
+    with log.transaction("g") as transaction:
+        transaction.append(records)
+        transaction.advance(start or {}, end)
+        if error is not None:
+            raise error
 
 
 def test_a_transaction_makes_appends_and_positions_visible(log: Log, other: Log) -> None:
@@ -253,15 +267,13 @@ def test_nothing_of_a_transaction_is_seen_before_it_ends(log: Log, other: Log) -
     assert len(other.read({EVENTS_0: 0, SAMPLES_0: 0}, 9, 0)) == 2
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
 def test_an_exception_undoes_all_of_a_transaction(
     log: Log, other: Log, error: type[BaseException]
 ) -> None:
     log.append(events(b"before"))
-    with pytest.raises(error), log.transaction("g") as transaction:
-        transaction.append(events(b"undone"))
-        transaction.advance({EVENTS_0: 0}, {EVENTS_0: 1})
-        raise error
+    with pytest.raises(error):
+        transact(log, events(b"undone"), {EVENTS_0: 1}, error=error)
     for client in (log, other):
         assert values(everything(client)) == [b"before"]
         assert client.positions("g", [EVENTS]) == {EVENTS_0: 0}
@@ -303,12 +315,8 @@ def test_a_stale_start_is_fenced_and_its_work_undone(
 ) -> None:
     with log.transaction("g") as transaction:
         transaction.advance({EVENTS_0: 0}, {EVENTS_0: 2})
-    with (
-        pytest.raises(Fenced, match=r"group 'g' stands at 2 in events/0, not at \d"),
-        other.transaction("g") as transaction,
-    ):
-        transaction.append(events(b"undone"))
-        transaction.advance(start, {EVENTS_0: 9})
+    with pytest.raises(Fenced, match=r"group 'g' stands at 2 in events/0, not at \d"):
+        transact(other, events(b"undone"), {EVENTS_0: 9}, start)
     assert log.positions("g", [EVENTS]) == {EVENTS_0: 2}
     assert everything(log) == []
 

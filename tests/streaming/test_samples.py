@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from multiprocessing.context import ForkServerContext
+
 import pyarrow as pa
 import pytest
 
@@ -43,6 +46,34 @@ def test_a_slice_of_a_batch_is_written_alone() -> None:
 def test_bytes_that_are_no_samples_name_their_place(damage: bytes) -> None:
     with pytest.raises(ArtefactCorrupt, match="samples/3 at 41 holds no samples"):
         decode_samples(as_record(damage))
+
+
+def decode_damaged_samples(seed: int) -> None:
+    """Runs in a process of its own: what goes wrong here takes the process with it."""
+    rng = random.Random(seed)
+    whole = encode_samples(batch(30)).value
+    found = 0
+    for _ in range(600):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        try:
+            decoded = decode_samples(as_record(bytes(damaged)))
+        except ArtefactCorrupt:
+            found += 1
+        else:
+            decoded.validate(full=True)
+            assert decoded.schema == SAMPLE_SCHEMA
+    assert found > 100
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_flipped_bit_in_samples_never_ends_the_process(
+    processes: ForkServerContext, seed: int
+) -> None:
+    child = processes.Process(target=decode_damaged_samples, args=(seed,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_truncated_samples_are_found() -> None:
