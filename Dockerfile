@@ -6,7 +6,8 @@
 # The service listens on all of the container's addresses (HEADRACE_HOST below), for nothing else
 # could reach it. It asks nobody for a password: publish the port to 127.0.0.1 as above, or put a
 # proxy with authentication before it. --shm-size leaves room for Ray's object store. A stop lets
-# every step save a cut, which takes some seconds: `docker stop -t 60`. A kill loses nothing.
+# every step save a cut, which takes some seconds: `docker stop -t 60`. A kill is safe, too: the
+# next start replays what came after the last cuts.
 
 FROM python:3.11-slim
 
@@ -42,6 +43,8 @@ ENV HEADRACE_HOME=/data \
 
 VOLUME /data
 EXPOSE 8000
+# Ray takes SIGTERM over for itself; SIGINT is a clean stop.
+STOPSIGNAL SIGINT
 HEALTHCHECK --interval=30s --timeout=3s --start-period=60s CMD ["python", "-c", \
     "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 CMD ["headrace", "run"]

@@ -56,21 +56,21 @@ class Reporter:
             self._ready = True
             self._say(f"[bold green]Answering[/] at {self._url} - open it and rate a movie.")
         replay = status["replay"]
-        if not self._ready or replay is None:
+        if not self._ready or self._finished or replay is None:
             return
-        figures = _figures(status)
+        figures = f"{status['events_per_s']:,.0f} events/s  {_figures(status)}"
         self._bar.update(
             self._task, visible=True, completed=replay["done"], total=replay["total"],
             figures=figures,
         )  # fmt: skip
-        learnt = status["caught_up"]
-        if learnt and not self._finished:
+        if status["caught_up"]:
             self._finished = True
             self._bar.update(self._task, visible=False)
             seconds = time.monotonic() - self._begun
-            self._say(f"All {replay['total']:,} events are learnt after {seconds:.0f} s: {figures}")
+            learnt_all = f"All {replay['total']:,} events are learnt after {seconds:.0f} s"
+            self._say(f"{learnt_all}: {_figures(status)}")
             self._say(f"From here on events change the answers at {self._url} - Ctrl-C stops.")
-        elif not self._console.is_terminal and not learnt and time.monotonic() > self._line_due:
+        elif not self._console.is_terminal and time.monotonic() > self._line_due:
             self._line_due = time.monotonic() + _LINE_EVERY_S
             self._say(f"replay {replay['done']:,}/{replay['total']:,}  {figures}")
 
@@ -87,9 +87,7 @@ class Reporter:
 
 
 def _figures(status: dict[str, Any]) -> str:
-    parts = [f"{status['events_per_s']:,.0f} events/s"]
-    if at := status["replay"]["at"]:
-        parts.append(at[:10])
+    parts = [(status["replay"]["at"] or "")[:10]]
     metrics = status["metrics"] or {}
     if "recall@50" in metrics:
         recent = metrics.get("recent_recall@50", 0.0)

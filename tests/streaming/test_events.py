@@ -348,6 +348,24 @@ def test_json_and_arrow_hold_the_same_columns(
         assert decoded.rejected == []
 
 
+def test_an_event_that_was_accepted_is_accepted_again_when_it_is_read_from_the_log() -> None:
+    """The id and the time that it was given make it longer than it came."""
+    empty = len(json.dumps({**USER, "query": ""}))
+    event = parse({**USER, "query": "x" * (65_536 - empty)})
+    decoded = decode(encode_event(event).value)
+    assert decoded.rejected == []
+    assert decoded.events.equals(event_batch([event]))
+
+
+def test_a_record_without_an_id_has_the_same_id_at_every_reading() -> None:
+    """A step that replays its records must come to the same state."""
+    value = json.dumps(USER).encode()
+    records = [Record(EVENTS, 0, offset, None, value, NOW_US) for offset in range(3)]
+    first, again = (decode_events(records, RULES).events["event_id"] for _ in range(2))
+    assert first.equals(again)
+    assert len(set(first.to_pylist())) == 3
+
+
 def test_an_event_carries_the_time_at_which_its_own_record_was_logged() -> None:
     pair = encode_events(event_batch([parse(USER), parse(USER)])).value
     single = encode_event(parse(USER)).value

@@ -156,7 +156,7 @@ def test_a_replay_that_waits_goes_on_when_a_record_was_consumed(log: FileLog) ->
 
     stopping = threading.Event()
     work = replay(log, 100, waiting, ahead=2)
-    thread = threading.Thread(target=work.run, args=(stopping,))
+    thread = threading.Thread(target=work.run, args=(stopping,), daemon=True)
     thread.start()
     assert waits.wait(60)
     assert log.ends([EVENTS])[EVENTS_0] == 2
@@ -202,7 +202,7 @@ def test_it_stops_at_once_while_it_waits(log: FileLog) -> None:
         return 99
 
     work = replay(log, 100, waiting, wait_s=3_600)
-    thread = threading.Thread(target=work.run, args=(stopping,))
+    thread = threading.Thread(target=work.run, args=(stopping,), daemon=True)
     thread.start()
     assert asked.wait(60)
     stopping.set()

@@ -30,6 +30,7 @@ def query(items: list[int], rewards: list[float], user: int = 1, **options: Any)
 def test_only_the_newest_actions_of_a_history_are_read() -> None:
     read = query([5, 6, 7], [1, 0, 1])
     assert torch.equal(read, query([9, 8, 5, 6, 7], [1, 1, 1, 0, 1]))
+    assert not torch.allclose(read, query([9, 6, 7], [1, 0, 1]))
     assert not torch.allclose(read, query([9, 8, 5, 6, 7], [1, 1, 1, 0, 1], history=4))
 
 
