@@ -55,9 +55,8 @@ class Aggregator:
         items = self._items.update(known)
         if len(known.actions) == 0:
             return []
-        newest_us = max(self._users.histories[u].newest_us for u in known.user_id.tolist())
         return [self._user_push(np.unique(known.user_id).tolist()),
-                self._item_push(items.tolist(), newest_us)]  # fmt: skip
+                self._item_push(items.tolist())]  # fmt: skip
 
     def on_time(self, now_us: int) -> list[Push]:  # noqa: ARG002
         return []
@@ -81,11 +80,11 @@ class Aggregator:
         ]
         return _push(USER_HISTORY, columns)
 
-    def _item_push(self, items: list[int], at_us: int) -> Push:
+    def _item_push(self, items: list[int]) -> Push:
         statistics = [self._items.get(item) for item in items]
         columns = [
             items,
-            [at_us] * len(items),
+            [s.newest_us for s in statistics],
             [s.actions for s in statistics],
             [s.rewards / s.actions for s in statistics],
             [s.popularity for s in statistics],

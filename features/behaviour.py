@@ -102,6 +102,7 @@ class Behaviour:
             pa.array(histories, pa.list_(pa.int64())),
             pa.array(history_rewards, pa.list_(pa.float32())),
             np.array(rewards, np.float32),
+            np.array(times, np.int64)[actions],
         )
 
     def tables(self) -> dict[str, pa.Table]:
@@ -122,8 +123,7 @@ class Behaviour:
         history.items.append(item)
         history.rewards.append(reward)
         history.newest_us = max(history.newest_us, at_us)
-        if len(history.items) > self._config.length:
-            del history.items[0], history.rewards[0]
+        del history.items[: -self._config.length], history.rewards[: -self._config.length]
 
     def _restore(self, table: pa.Table) -> None:
         columns = (table[n].to_pylist() for n in ("user_id", "items", "rewards", "newest_us"))

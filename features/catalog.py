@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.aggregator import AggregatorConfig
 from features.behaviour import Behaviour, BehaviourConfig
 from features.statistics import ItemStatistics
 from streaming.artefact import Artefact
@@ -43,12 +44,16 @@ class Catalog:
     """
 
     def __init__(
-        self, rules: EventRules, behaviour: BehaviourConfig, state: Artefact | None = None
+        self,
+        rules: EventRules,
+        behaviour: BehaviourConfig,
+        aggregator: AggregatorConfig,
+        state: Artefact | None = None,
     ) -> None:
-        self._intake = Intake(rules)
+        self._intake = Intake(rules, aggregator.remembered_events)
         self._rewards = BehaviourConfig(length=1, rewards=behaviour.rewards)
         self._users = Behaviour(self._rewards)
-        self._statistics = ItemStatistics(state=state)
+        self._statistics = ItemStatistics(aggregator.popularity_half_life, state)
         self._items: dict[int, CatalogItem] = {}
         self._popular: list[int] = []
         if state is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,14 @@ from streaming.joiner import PointInTimeColumns
 
 @dataclass(slots=True)
 class ItemStatistic:
-    """`actions` counted, the sum of their rewards, and the popularity up to a common factor."""
+    """`actions` counted, the sum of their rewards, the popularity up to a common factor, and the
+    event time of the newest action.
+    """
 
     actions: int = 0
     rewards: float = 0.0
     popularity: float = 0.0
+    newest_us: int = 0
 
 
 class ItemStatistics:
@@ -37,21 +40,22 @@ class ItemStatistics:
 
     def update(self, known: PointInTimeColumns) -> NDArray[np.int64]:
         """Takes actions in order; returns the distinct items that changed."""
-        pairs = zip(known.item_id.tolist(), known.reward.tolist(), strict=True)
-        for item, reward in pairs:
+        columns = (known.item_id, known.reward, known.at_us)
+        for item, reward, at_us in zip(*(c.tolist() for c in columns), strict=True):
             self._weight *= 2.0 ** (1.0 / self._half_life)
             statistic = self.items.setdefault(item, ItemStatistic())
             statistic.actions += 1
             statistic.rewards += reward
+            statistic.newest_us = max(statistic.newest_us, at_us)
             statistic.popularity += self._weight * reward
-        if self._weight > 1e100:
-            self._rescale()
+            if self._weight > 1e100:
+                self._rescale()
         return np.unique(known.item_id)
 
     def get(self, item: int) -> ItemStatistic:
         """The statistic of an item, its popularity in units of one action now."""
         found = self.items.get(item, ItemStatistic())
-        return ItemStatistic(found.actions, found.rewards, found.popularity / self._weight)
+        return replace(found, popularity=found.popularity / self._weight)
 
     def most_popular(self, count: int) -> list[int]:
         """The items of highest recent popularity, best first."""
@@ -66,6 +70,7 @@ class ItemStatistics:
             "actions": pa.array([s.actions for s in values], pa.int64()),
             "rewards": pa.array([s.rewards for s in values], pa.float64()),
             "popularity": pa.array([s.popularity for s in values], pa.float64()),
+            "newest_us": pa.array([s.newest_us for s in values], pa.int64()),
         }
         return {"statistics": pa.table(columns, metadata={"weight": self._weight.hex()})}
 

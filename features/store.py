@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,7 +23,7 @@ from feast.types import Array, Float32, Float64, Int64, from_feast_to_pyarrow_ty
 from feast.value_type import ValueType
 
 from features.aggregator import Push
-from features.definitions import EVENT_TIME, VIEWS, View
+from features.definitions import CREATED, EVENT_TIME, VIEWS, View
 
 _TYPES = {
     pa.int64(): Int64,
@@ -82,7 +85,7 @@ class FeastStore:
         for view in VIEWS:
             directory = self._offline / view.name
             if not directory.exists():
-                _write_part(directory, view.schema.empty_table())
+                _write_part(directory, _stamped(view.schema.empty_table()))
             objects += _declare(view, directory)
         self._store.apply(objects)
 
@@ -91,8 +94,14 @@ class FeastStore:
         for push in pushes:
             name = push.view.name
             with self._lock:
-                self._store.push(f"{name}_push", push.rows.to_pandas(), to=PushMode.ONLINE)
-            self._kept_back[name].append(push.rows)
+                rows = _stamped(push.rows).to_pandas()
+                self._store.push(f"{name}_push", rows, to=PushMode.ONLINE)
+        return self.keep_back(pushes)
+
+    def keep_back(self, pushes: Sequence[Push]) -> list[Any]:
+        """Keeps rows for the next `flush` without pushing them online."""
+        for push in pushes:
+            self._kept_back[push.view.name].append(_stamped(push.rows))
         return []
 
     def flush(self) -> None:
@@ -106,6 +115,8 @@ class FeastStore:
 
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]:
         """The newest features of each entity by name; None in all of them if it has none."""
+        if not keys:
+            return []
         with self._lock:
             answer = self._store.get_online_features(
                 features=[f"{view.name}:{feature}" for feature in view.features],
@@ -114,21 +125,34 @@ class FeastStore:
         return [{name: answer[name][i] for name in view.features} for i in range(len(keys))]
 
     def as_of(self, view: View, key: int, at: datetime) -> dict[str, Any]:
-        """What the offline store knew of an entity at a moment: Feast's point-in-time join."""
+        """What the offline store knew of an entity at a moment: Feast's point-in-time join.
+
+        None in all features if it knew nothing yet.
+        """
         entities = pd.DataFrame({view.key: [key], EVENT_TIME: [at]})
         with self._lock:
-            frame = self._store.get_historical_features(
+            job = self._store.get_historical_features(
                 entity_df=entities,
                 features=[f"{view.name}:{feature}" for feature in view.features],
-            ).to_df()
-        return {name: frame[name][0] for name in view.features}
+            )
+            try:
+                found = job.to_df().to_dict("records")
+            except NotImplementedError:  # how dask says that no row of the entity was found
+                found = []
+        row = found[0] if found else {}
+        return {name: _none_if_missing(row.get(name)) for name in view.features}
 
 
 def _declare(view: View, directory: Path) -> list[Any]:
     """The Feast objects of a view."""
     entity = Entity(name=view.key.removesuffix("_id"), join_keys=[view.key],
                     value_type=ValueType.INT64)  # fmt: skip
-    batch = FileSource(name=f"{view.name}_parquet", path=str(directory), timestamp_field=EVENT_TIME)
+    batch = FileSource(
+        name=f"{view.name}_parquet",
+        path=str(directory),
+        timestamp_field=EVENT_TIME,
+        created_timestamp_column=CREATED,
+    )
     return [
         entity,
         FeatureView(
@@ -142,10 +166,24 @@ def _declare(view: View, directory: Path) -> list[Any]:
     ]
 
 
+def _stamped(rows: pa.Table) -> pa.Table:
+    """The rows with the time of their push."""
+    now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", "UTC"))
+    return rows.append_column(CREATED, pa.repeat(now, rows.num_rows))
+
+
+def _none_if_missing(value: Any) -> Any:
+    """Pandas writes a missing number as NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _write_part(directory: Path, table: pa.Table) -> None:
     """One more Parquet file, there whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
     aside = directory / f".{name}"
-    pq.write_table(table, aside)
+    with aside.open("wb") as stream:
+        pq.write_table(table, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     aside.rename(directory / name)

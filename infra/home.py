@@ -20,13 +20,9 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
 
-    @staticmethod
-    def from_environment() -> Home:
-        return Home(Path(os.environ.get("HEADRACE_HOME") or ".headrace"))
-
     @property
     def log_url(self) -> str:
-        return f"file://{self.path}/log.db"
+        return (self.path / "log.db").as_uri()
 
     @property
     def features(self) -> Path:

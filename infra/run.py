@@ -111,7 +111,7 @@ class System:
         return {
             **found,
             "ready": self.not_ready() is None,
-            "caught_up": (replay is None or replay.done == replay.total)
+            "caught_up": (replay is None or replay.done >= replay.total)
             and not any(found["lag"].values())
             and info is not None
             and info.step == found["positions"]["trainer"],
@@ -121,7 +121,7 @@ class System:
                 "done": replay.done,
                 "total": replay.total,
                 "at": time_text(replay.at_us),
-                "finished": replay.done == replay.total,
+                "finished": replay.done >= replay.total,
             },
             "events_per_s": self._events_per_s,
             "served_version": None if info is None else info.name,
@@ -158,7 +158,9 @@ class System:
             self.log,
             "catalog",
             [EVENTS],
-            lambda state: Catalog(self._recipe.events, self._recipe.behaviour, state),
+            lambda state: Catalog(
+                self._recipe.events, self._recipe.behaviour, self._recipe.aggregator, state
+            ),
             self._home.cuts("catalog"),
             config=self._recipe.loop,
         )
@@ -177,7 +179,7 @@ class System:
         metrics.versions.inc()
         metrics.apply_seconds.observe(seconds)
         metrics.version_number.set(info.number)
-        if info.learnt_logged_us is not None:
+        if info.learnt_logged_us is not None:  # it has learnt something new
             metrics.freshness.observe(time.time() - info.learnt_logged_us / 1e6)
         if info.watermark_us is not None:
             metrics.watermark.set(info.watermark_us / 1e6)
@@ -241,7 +243,8 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
         log_to_file(home.log_file("run"))
         system = System(recipe, home, port)
         with _stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
-            with system.running():
+            # Once more inside: Ray puts handlers of its own in place of ours when it starts.
+            with system.running(), _stopped_by_signals(system.stopping):
                 while not system.stopping.wait(0.2):
                     found = system.status()
                     reporter.update(found)

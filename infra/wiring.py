@@ -12,8 +12,7 @@ from infra.recipe import Recipe
 from streaming.log import EVENTS, SAMPLES, Log
 from streaming.loop import Loop
 
-# Each builder imports what its own process needs and nothing else: a joiner has no use for
-# torch, and importing Feast takes seconds.
+# Each builder imports what only its own process needs: importing Feast takes seconds.
 
 
 def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
@@ -47,6 +46,7 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
         lambda state: Aggregator(recipe.aggregator, recipe.events, recipe.behaviour, state),
         home.cuts("aggregator"),
         execute=store.push,
+        redo=store.keep_back,
         flush=store.flush,
         config=recipe.loop,
     )

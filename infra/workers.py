@@ -18,14 +18,17 @@ from typing import Any
 from infra.home import Home
 from infra.recipe import Recipe
 from infra.wiring import LOOPS
-from streaming.errors import HeadraceError
+from streaming.errors import Fenced, HeadraceError
 from streaming.open_log import open_log
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's own name for "one machine only": its servers then listen on the loopback address alone.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 import ray
 
 logger = logging.getLogger(__name__)
+_RESTART_AFTER_S = 0.5
 _OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing travels through it
 
 
@@ -45,6 +48,9 @@ class Worker:
         logger.info("the %s is process %d", self._role, os.getpid())
         try:
             LOOPS[self._role](self._recipe, self._home, log).run(self._stopping)
+        except Fenced:
+            logger.warning("another %s was still at work", self._role)
+            raise  # it is a dying one: a new actor goes on from what both have committed
         except HeadraceError as error:
             logger.exception("the %s cannot go on", self._role)
             return str(error)
@@ -98,7 +104,6 @@ class Workers:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
             )
         except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
             raise HeadraceError(
@@ -146,6 +151,7 @@ class Workers:
                     self._failed(f"{role}: {sentence}")
                 return
             self.restarts[role] += 1
+            self._stopping.wait(_RESTART_AFTER_S)
             deaths.append(time.monotonic())
             if len(deaths) == deaths.maxlen and deaths[-1] - deaths[0] < 60:
                 self._failed(

@@ -11,17 +11,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from features.catalog import Catalog, CatalogItem
 from serving.metrics import ServingMetrics
 from serving.recommender import Answer, Recommendation, Recommender
-from streaming.errors import EventRejected, HeadraceError, LogError
+from streaming.errors import EventRejected, HeadraceError, LogFull
 from streaming.events import EventRules, encode_event, microseconds, parse_event
 from streaming.log import Log
 
@@ -125,7 +125,7 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
     app = FastAPI(
         title="Headrace",
         description="A recommender that learns from every event as it comes.",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.middleware("http")(_observed(service.metrics))
@@ -284,10 +284,15 @@ def _handle_errors(app: FastAPI) -> None:
         field = str(first["loc"][-1])
         return _error(422, f"{field} = {first.get('input')!r}: {first['msg']}")
 
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def nowhere(request: Request, error: HTTPException) -> Response:
+        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
     @app.exception_handler(HeadraceError)
     async def unable(request: Request, error: HeadraceError) -> Response:  # noqa: ARG001
         logger.error("%s", error)
-        return _error(507 if isinstance(error, LogError) else 503, str(error))
+        return _error(507 if isinstance(error, LogFull) else 503, str(error))
 
 
 def _observed(

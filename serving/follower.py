@@ -36,6 +36,7 @@ class Follower:
         self._replica = replica
         self._look_back = look_back
         self._applied = applied
+        self._lineages: list[str] = []  # in the order in which they first came
         self._position = max(0, log.ends([VERSIONS])[_PLACE] - look_back)
 
     def run(self, stopping: threading.Event) -> None:
@@ -50,12 +51,20 @@ class Follower:
             return
         self._position = records[-1].offset + 1
         infos = [read_announcement(record) for record in records]
+        self._lineages = list(dict.fromkeys([*self._lineages, *(i.lineage for i in infos)]))
         # Whatever lies before the newest snapshot is contained in it.
         snapshots = [i for i, info in enumerate(infos) if info.base is None]
         start = snapshots[-1] if snapshots and self._replica.info is None else 0
         for info in infos[start:]:
-            if self._take(info) is Applied.GAP:
+            if not self._is_past(info) and self._take(info) is Applied.GAP:
                 self._heal(info)
+
+    def _is_past(self, info: VersionInfo) -> bool:
+        """Whether it is a straggler of a trainer that the one being served has replaced."""
+        served = self._replica.info
+        if served is None or served.lineage not in self._lineages:
+            return False
+        return self._lineages.index(info.lineage) < self._lineages.index(served.lineage)
 
     def _take(self, info: VersionInfo) -> Applied:
         begun = time.perf_counter()
@@ -69,20 +78,19 @@ class Follower:
         return outcome
 
     def _heal(self, info: VersionInfo) -> None:
-        """Loads the newest snapshot of the lineage and what followed it up to `info`."""
+        """Loads the newest snapshot of the lineage that can be read, and what followed it."""
         served = self._replica.info
         chain = [i for i in self._recent() if i.lineage == info.lineage and i.number <= info.number]
-        snapshots = [i for i in chain if i.base is None]
-        if not snapshots or (
-            served is not None
-            and served.lineage == info.lineage
-            and snapshots[-1].number <= served.number
-        ):
-            logger.warning("version %s cannot be reached yet, waiting for a snapshot", info.name)
-            return
-        for link in chain:
-            if link.number >= snapshots[-1].number and self._take(link) is not Applied.APPLIED:
+        for start in reversed([n for n, link in enumerate(chain) if link.base is None]):
+            link = chain[start]
+            if served and served.lineage == link.lineage and link.number <= served.number:
+                break
+            if self._take(chain[start]) is Applied.APPLIED:
+                for link in chain[start + 1 :]:
+                    if self._take(link) is Applied.GAP:
+                        break
                 return
+        logger.warning("version %s cannot be reached yet, waiting for a snapshot", info.name)
 
     def _recent(self) -> list[VersionInfo]:
         records: list[Record] = []

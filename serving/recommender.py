@@ -89,7 +89,8 @@ class Recommender:
         return Answer(uuid.uuid4().hex, self._described(found), info, 0, None)
 
     def _filled(self, found: list[Found], count: int, hidden: set[int]) -> list[Found]:
-        """What was found, and recent popularity in the places that are left."""
+        """What was found and can be shown, and recent popularity in the places that are left."""
+        found = [one for one in found if self._catalog.get(one[0]) is not None]
         taken = hidden | {item for item, _, _ in found}
         spare = [i for i in self._catalog.popular(count + len(taken)) if i not in taken]
         return found + [(item, 0.0, "popular") for item in spare[: count - len(found)]]

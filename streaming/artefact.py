@@ -57,8 +57,10 @@ def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.
         _sync_directory(aside)
         aside.rename(path)
         _sync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         reason = "no space is left on the disk" if error.errno == errno.ENOSPC else str(error)
         raise ArtefactError(f"cannot write {path}: {reason}; mend that and start again") from error
     return size + len(sealed)
@@ -99,7 +101,7 @@ def _open_manifest(path: Path) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(sealed["body"])
     except OSError as error:
         raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtefactCorrupt(f"{file} is not a manifest") from error
     if not intact:
         raise ArtefactCorrupt(f"{file} is not what was written: its checksum differs")

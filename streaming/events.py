@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.arrow_record import STREAM_STARTS, decode_batch, encode_batch
 from streaming.errors import EventRejected
 from streaming.log import EVENTS, Append, Record
 
@@ -40,6 +41,8 @@ EVENT_SCHEMA = pa.schema(
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TEXTS = ("event_id", "user_id", "item_id", "request_id", "scenario")
 _ANY_VALUE = (-1e300, 1e300)
+_DEEPEST = 32
+_END_OF_TIME_US = 62_135_596_800_000_000  # as long after 1970 as the year 1 is before it
 _TYPE_ERROR = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<field>\w+)")
 _FIELD_ERROR = re.compile(r"(?P<reason>unknown|missing required) field `(?P<field>[^`]*)`")
 
@@ -100,16 +103,17 @@ def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) 
         EventRejected: names the field, its value and what is wrong with it.
     """
     if isinstance(raw, bytes):
-        raw = _parse_json(raw, rules)
+        raw = _parse_json(raw, rules.max_bytes)
     try:
         event = msgspec.convert(raw, Event)
+        at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at
     except msgspec.ValidationError as error:
         raise _explain(str(error), raw) from None
-    at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    event = msgspec.structs.replace(event, at=at, event_id=event.event_id or uuid.uuid4().hex)
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
+    event_id = uuid.uuid4().hex if event.event_id is None else event.event_id
+    event = msgspec.structs.replace(event, event_id=event_id)
     _check(event, at, rules, now_us)
-    return event
+    return msgspec.structs.replace(event, at=at.astimezone(UTC))
 
 
 def microseconds(at: datetime) -> int:
@@ -125,11 +129,7 @@ def encode_event(event: Event) -> Append:
 
 def encode_events(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
     """A batch with `EVENT_SCHEMA` as one Arrow record."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_stream(sink, EVENT_SCHEMA, options=options) as writer:
-        writer.write_batch(batch)
-    return Append(EVENTS, sink.getvalue().to_pybytes(), key)
+    return Append(EVENTS, encode_batch(batch), key)
 
 
 def event_batch(events: Iterable[Event]) -> pa.RecordBatch:
@@ -148,10 +148,14 @@ def event_batch(events: Iterable[Event]) -> pa.RecordBatch:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record, or one row of an Arrow record, that cannot be accepted."""
+    """A record, or one row of an Arrow record, that cannot be accepted.
+
+    `raw` is what was refused: the bytes of the record as they came, or the row as JSON.
+    """
 
     record: Record
     row: int | None
+    raw: bytes
     error: EventRejected
 
 
@@ -181,17 +185,17 @@ def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
 
     for record in records:
         try:
-            if record.value[:4] == b"\xff\xff\xff\xff":  # how an Arrow IPC stream begins
+            if record.value.startswith(STREAM_STARTS):
                 flush_singles()
                 batch, bad = _decode_arrow(record, rules)
                 batches.append(batch)
                 rejected += bad
                 logged.append((record.logged_us, batch.num_rows))
             else:
-                singles.append(parse_event(record.value, rules, record.logged_us))
+                singles.append(_read_single(record, rules))
                 logged.append((record.logged_us, 1))
         except EventRejected as error:
-            rejected.append(Rejected(record, None, error))
+            rejected.append(Rejected(record, None, record.value, error))
     flush_singles()
     times, counts = zip(*logged, strict=True) if logged else ((), ())
     return Decoded(
@@ -204,18 +208,34 @@ def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
 # -- the rules, one event at a time --------------------------------------------------------
 
 
-def _parse_json(raw: bytes, rules: EventRules) -> dict[str, Any]:
-    if len(raw) > rules.max_bytes:
-        raise EventRejected(
-            "event", f"{len(raw)} bytes", f"an event may have {rules.max_bytes} bytes at most"
-        )
+def _read_single(record: Record, rules: EventRules) -> Event:
+    """The event of a JSON record; without an id it is named after its place, at every reading."""
+    # What was accepted within the limit may have grown by being filled in and written anew.
+    raw = _parse_json(record.value, 4 * rules.max_bytes)
+    raw.setdefault("event_id", f"{record.topic}/{record.partition}/{record.offset}")
+    return parse_event(raw, rules, record.logged_us)
+
+
+def _parse_json(raw: bytes, max_bytes: int) -> dict[str, Any]:
+    if len(raw) > max_bytes:
+        reason = f"an event may have {max_bytes} bytes at most"
+        raise EventRejected("event", f"{len(raw)} bytes", reason)
     try:
         parsed = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventRejected("event", raw[:100], f"not a JSON object: {error}") from None
     if not isinstance(parsed, dict):
         raise EventRejected("event", parsed, "not a JSON object")
+    if _nested_deeper(parsed, _DEEPEST):
+        raise EventRejected("event", raw[:100], f"nested more than {_DEEPEST} levels deep")
     return parsed
+
+
+def _nested_deeper(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_nested_deeper(one, levels - 1) for one in inside)
 
 
 def _explain(message: str, raw: Mapping[str, Any]) -> EventRejected:
@@ -266,18 +286,9 @@ def _check(event: Event, at: datetime, rules: EventRules, now_us: int) -> None:
 
 def _decode_arrow(record: Record, rules: EventRules) -> tuple[pa.RecordBatch, list[Rejected]]:
     try:
-        with pa.ipc.open_stream(record.value) as reader:
-            batch = reader.read_all().combine_chunks()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EventRejected("event", "an Arrow record", f"cannot be read: {error}") from None
-    if not batch.schema.equals(EVENT_SCHEMA):
-        raise EventRejected(
-            "event", batch.schema.names, "an Arrow record of events must have EVENT_SCHEMA"
-        )
-    batches = batch.to_batches()
-    if not batches:
-        return event_batch([]), []
-    rows: pa.RecordBatch = batches[0]
+        rows = decode_batch(record.value, EVENT_SCHEMA, "EVENT_SCHEMA")
+    except ValueError as error:
+        raise EventRejected("event", "an Arrow record", str(error)) from None
     suspects = np.flatnonzero(~_acceptable(rows, rules, record.logged_us))
     if len(suspects) == 0:
         return rows, []
@@ -285,15 +296,31 @@ def _decode_arrow(record: Record, rules: EventRules) -> tuple[pa.RecordBatch, li
     # that a single event gets.
     rejected, kept = [], np.ones(rows.num_rows, dtype=bool)
     for row in suspects:
-        values = {k: v for k, v in rows.slice(row, 1).to_pylist()[0].items() if v is not None}
+        one = rows.slice(row, 1)
         try:
-            if isinstance(values.get("attributes"), str):
-                values["attributes"] = _parse_json(values["attributes"].encode(), rules)
-            parse_event(values, rules, record.logged_us)
+            parse_event(_row_values(one, rules), rules, record.logged_us)
         except EventRejected as error:
             kept[row] = False
-            rejected.append(Rejected(record, int(row), error))
+            rejected.append(Rejected(record, int(row), encode_batch(one), error))
     return rows.filter(pa.array(kept)), rejected
+
+
+def _row_values(one: pa.RecordBatch, rules: EventRules) -> dict[str, Any]:
+    """A batch of one row as a single event would have come; only those get an id and a time."""
+    at_us = one["at"].cast(pa.int64())[0].as_py()
+    if at_us is not None and abs(at_us) >= _END_OF_TIME_US:  # no datetime can hold it
+        raise EventRejected("at", f"{at_us} us", "not within the years 1970 to 9999")
+    (row,) = one.to_pylist()
+    values = {name: value for name, value in row.items() if value is not None}
+    for name in ("event_id", "at"):
+        if name not in values:
+            raise EventRejected(name, None, "missing, and every row must have it")
+    if "attributes" in values:
+        try:
+            values["attributes"] = _parse_json(values["attributes"].encode(), rules.max_bytes)
+        except EventRejected as error:
+            raise EventRejected("attributes", values["attributes"], error.reason) from None
+    return values
 
 
 def _acceptable(rows: pa.RecordBatch, rules: EventRules, now_us: int) -> np.ndarray[Any, Any]:

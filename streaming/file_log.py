@@ -34,8 +34,11 @@ class FileLog:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
-        with self._translated():
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LogError(f"the log {path} cannot be made: {error.strerror}") from error
+        with self._translated():
             self._create(topics, partitions)
             rows = self._connection.execute("SELECT name, partitions FROM topics").fetchall()
         self._partitions: dict[str, int] = dict(rows)
@@ -112,7 +115,7 @@ class FileLog:
                     (position, share),
                 )
                 records += [Record(*place, *row) for row in rows]
-        return records[:limit]
+        return records
 
     def _write_mark(self) -> tuple[int, int]:
         """Something that changes whenever anybody commits: the time and size of the WAL file."""
@@ -169,7 +172,7 @@ class FileLog:
             connection = sqlite3.connect(
                 self._path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False
             )
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
             self._local.connection = connection
             with self._connections_lock:
@@ -216,8 +219,6 @@ class FileLog:
                     " again, nothing that was accepted is lost"
                 ) from error
             raise LogError(f"the log {self._path} cannot be used: {error}") from error
-        except OSError as error:
-            raise LogError(f"the log {self._path} cannot be made: {error.strerror}") from error
         except sqlite3.DatabaseError as error:
             raise LogError(
                 f"the log {self._path} is damaged or is not a log ({error}): restore it from a"
@@ -252,6 +253,20 @@ class _FileTransaction:
                 " partition) DO UPDATE SET position = excluded.position",
                 (self._group, place.topic, place.partition, position),
             )
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Changing to WAL needs the file alone, and is the one thing SQLite does not wait for."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def _table(topic: str, partition: int) -> str:

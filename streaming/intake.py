@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ class Intake:
     def __init__(self, rules: EventRules, remembered: int = 200_000) -> None:
         self._rules = rules
         self._remembered = remembered
-        self._seen: dict[int, None] = {}  # insertion order is arrival order
+        self._seen: OrderedDict[int, None] = OrderedDict()  # in the order of arrival
         self.repeats = 0
 
     def take(self, records: Sequence[Record]) -> Decoded:
@@ -41,14 +42,14 @@ class Intake:
         for i, event_id in enumerate(ids.tolist()):
             if event_id in self._seen:
                 fresh[i] = False
-            else:
-                self._seen[event_id] = None
-        for stale in list(self._seen)[: max(0, len(self._seen) - self._remembered)]:
-            del self._seen[stale]
+                continue
+            self._seen[event_id] = None
+            if len(self._seen) > self._remembered:
+                self._seen.popitem(last=False)
         return fresh
 
     def snapshot(self) -> pa.Table:
         return pa.table({"event": pa.array(list(self._seen), pa.int64())})
 
     def restore(self, table: pa.Table) -> None:
-        self._seen = dict.fromkeys(table["event"].to_pylist())
+        self._seen = OrderedDict.fromkeys(table["event"].to_pylist())

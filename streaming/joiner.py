@@ -43,6 +43,7 @@ class PointInTimeColumns:
     history: pa.ListArray
     history_rewards: pa.ListArray
     reward: NDArray[np.float32]
+    at_us: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _columns(rows: int, **columns: pa.Array) -> pa.RecordBatch:
 
 
 def _dead_letter(rejected: Rejected) -> Append:
-    """The refused record as it came, with the place it came from and the reason."""
+    """What was refused, with the place it came from and the reason."""
     record, error = rejected.record, rejected.error
     letter = {
         "topic": record.topic,
@@ -158,6 +159,6 @@ def _dead_letter(rejected: Rejected) -> Append:
         "field": error.field,
         "value": error.value,
         "reason": error.reason,
-        "record": base64.b64encode(record.value).decode(),
+        "record": base64.b64encode(rejected.raw).decode(),
     }
     return Append(DEAD_LETTERS, json.dumps(letter).encode(), record.key)

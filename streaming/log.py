@@ -78,6 +78,8 @@ class Log(Protocol):
     def read(self, positions: Positions, limit: int, timeout_s: float) -> list[Record]:
         """At most `limit` records from `positions` on, as soon as there is one.
 
+        The partitions share the limit; if there are more of them, each may give one record.
+
         Waits up to `timeout_s` for the first; an empty list says that none came.
         """
         ...

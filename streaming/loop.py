@@ -78,6 +78,11 @@ class LoopConfig:
 class Loop(Generic[S]):
     """Runs the step that `build` makes for a consumer group over some topics.
 
+    `execute` carries out outputs that are not log records and returns those that are. `redo` is
+    given the outputs of records that are replayed silently: their appends are in the log, but
+    effects that only `flush` makes last may have died with the process. `flush` is called before
+    every cut.
+
     `reached` is called with the number of every point of the commit order as the loop gets
     there; tests use it to die on the spot.
     """
@@ -91,6 +96,7 @@ class Loop(Generic[S]):
         cuts: Path,
         *,
         execute: Executor = append_only,
+        redo: Executor = append_only,
         flush: Callable[[], None] = lambda: None,
         config: LoopConfig | None = None,
         clock: Callable[[], float] = time.time,
@@ -99,14 +105,15 @@ class Loop(Generic[S]):
         self._log = log
         self._group = group
         self._execute = execute
+        self._redo = redo
         self._flush = flush
         self._config = config or LoopConfig()
         self._clock = clock
         self._reached = reached
         self._cuts = CutDirectory(cuts, self._config.cuts_kept)
+        self._cut_positions: dict[TopicPartition, int] = {}
         self.step, self._positions = self._recover(build, topics)
         self._cut_due = clock() + self._config.cut_every_s
-        self._cut_positions = dict(self._positions)
 
     def run(self, stopping: threading.Event) -> None:
         """Turns until told to stop; ends with a cut, so that the next start replays nothing."""
@@ -146,8 +153,8 @@ class Loop(Generic[S]):
         with self._log.transaction(self._group) as transaction:
             if appends:
                 transaction.append(appends)
-            if moved:
-                transaction.advance({p: self._positions[p] for p in moved}, moved)
+            # Even where nothing moved: it is what keeps a superseded process from appending.
+            transaction.advance(self._positions, {**self._positions, **moved})
         self._positions.update(moved)
 
     def _recover(
@@ -156,6 +163,7 @@ class Loop(Generic[S]):
         committed = self._log.positions(self._group, topics)
         state, positions = self._cuts.newest()
         positions = {place: positions.get(place, 0) for place in committed}
+        self._cut_positions = dict(positions)
         for place, position in positions.items():
             if position > committed[place]:
                 raise ArtefactError(
@@ -173,7 +181,7 @@ class Loop(Generic[S]):
                     f"group {self._group!r} cannot replay {behind}: the log no longer holds those"
                     " records; start over with `headrace run --fresh`"
                 )
-            step.on_batch(again)
+            self._redo(step.on_batch(again))
             positions.update({r.place: r.offset + 1 for r in again})
         return step, positions
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from streaming.errors import ConfigError
 from streaming.file_log import FileLog
@@ -18,6 +18,10 @@ def open_log(url: str) -> Log:
         LogError: the file is there but is not a log, or cannot be opened.
     """
     parts = urlsplit(url)
-    if parts.scheme == "file" and parts.path and not parts.netloc:
-        return FileLog(Path(parts.path))
+    if (
+        parts.scheme == "file"
+        and parts.path
+        and not (parts.netloc or parts.query or parts.fragment)
+    ):
+        return FileLog(Path(unquote(parts.path)))
     raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from streaming.arrow_record import decode_batch, encode_batch
 from streaming.errors import ArtefactCorrupt
 from streaming.log import SAMPLES, Append, Record
 
@@ -32,11 +33,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 def encode_samples(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
     """One micro-batch with `SAMPLE_SCHEMA` as a record."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_stream(sink, SAMPLE_SCHEMA, options=options) as writer:
-        writer.write_batch(batch)
-    return Append(SAMPLES, sink.getvalue().to_pybytes(), key)
+    return Append(SAMPLES, encode_batch(batch), key)
 
 
 def decode_samples(record: Record) -> pa.RecordBatch:
@@ -46,10 +43,8 @@ def decode_samples(record: Record) -> pa.RecordBatch:
         ArtefactCorrupt: only a joiner writes samples, so bytes that are none mean a damaged log.
     """
     try:
-        with pa.ipc.open_stream(record.value) as reader:
-            batch: pa.RecordBatch = reader.read_next_batch()
-    except (pa.ArrowInvalid, OSError, StopIteration) as error:
+        return decode_batch(record.value, SAMPLE_SCHEMA, "SAMPLE_SCHEMA")
+    except ValueError as error:
         raise ArtefactCorrupt(
             f"{record.topic}/{record.partition} at {record.offset} holds no samples: {error}"
         ) from error
-    return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -20,23 +20,26 @@ def fill(config: type[C], table: Mapping[str, Any], name: str) -> C:
     >>> fill(ReplayConfig, {"ahead": 9}, "replay").ahead
     9
     """
-    _refuse_unknown(config, table, name)
     try:
         filled: C = pydantic.TypeAdapter(config).validate_python(dict(table))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join([name, *(str(part) for part in first["loc"])]).strip(".")
         raise ConfigError(f"{where} = {first['input']!r}: {first['msg']}") from None
+    _refuse_unknown(filled, table, name)
     return filled
 
 
-def _refuse_unknown(config: type[Any], table: Mapping[str, Any], name: str) -> None:
-    types = get_type_hints(config)
-    known = {f.name for f in dataclasses.fields(config)}
+def _refuse_unknown(filled: object, table: object, name: str) -> None:
+    """Holds what was filled against what was asked for, however deep it lies."""
+    if not isinstance(table, Mapping):
+        return
     for key, value in table.items():
         where = f"{name}.{key}".strip(".")
-        if key not in known:
-            raise ConfigError(f"{where} is not a setting; known are {', '.join(sorted(known))}")
-        kind = types[key]
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
-            _refuse_unknown(kind, value, where)  # type: ignore[arg-type]
+        if isinstance(filled, Mapping):
+            _refuse_unknown(filled[key], value, where)
+        elif dataclasses.is_dataclass(filled):
+            known = sorted(f.name for f in dataclasses.fields(filled))
+            if key not in known:
+                raise ConfigError(f"{where} is not a setting; known are {', '.join(known)}")
+            _refuse_unknown(getattr(filled, key), value, where)

@@ -117,11 +117,11 @@ class Corpus:
         count = len(self)
         return pa.table(
             {
-                "id": self._map.ids,
+                "id": self._map.ids.copy(),
                 "tokens": pa.array(self._tokens, pa.list_(pa.int64())),
-                "vector": matrix_column(self.vectors.numpy()),
-                "refreshed": self._refreshed[:count],
-                "count": self._counts[:count],
+                "vector": matrix_column(self.vectors.numpy().copy()),
+                "refreshed": self._refreshed[:count].copy(),
+                "count": self._counts[:count].copy(),
             },
             metadata={
                 "turn": str(self._turn),

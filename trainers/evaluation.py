@@ -83,9 +83,13 @@ class ProgressiveRecall:
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         counts = np.array([self._count, self._recent_count])
-        return {"hits": self._hits, "recent_hits": self._recent_hits, "counts": counts}
+        figures = {"hits": self._hits, "recent_hits": self._recent_hits, "counts": counts}
+        return {"ks": self._ks.astype(np.float64), **figures}
 
     def load(self, state: Mapping[str, NDArray[np.float64]]) -> None:
+        """Goes on counting, but for figures at other ranks, which begin anew."""
+        if not np.array_equal(state["ks"], self._ks):
+            return
         self._hits, self._recent_hits = state["hits"].copy(), state["recent_hits"].copy()
         self._count, self._recent_count = map(float, state["counts"])
 

@@ -130,11 +130,11 @@ def ranks_among(
         own = scores[i, targets[i]]
         before = -1  # the target itself
         for j in range(scores.shape[1]):
-            before += scores[i, j] >= own
+            before += not (scores[i, j] < own)  # a NaN is on nobody's side
         last = -1
         for at in range(offsets[i], offsets[i + 1]):
             column = hidden[at]
-            if column != last and column != targets[i] and scores[i, column] >= own:
+            if column != last and column != targets[i] and not (scores[i, column] < own):
                 before -= 1
             last = column
         ranks[i] = before

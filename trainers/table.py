@@ -108,10 +108,10 @@ class EmbeddingTable:
         count = len(self)
         return pa.table(
             {
-                "id": self._map.ids,
-                "row": matrix_column(self._weights[:count]),
-                "square": self._squares[:count],
-                "touched": self._touched[:count],
+                "id": self._map.ids.copy(),
+                "row": matrix_column(self._weights[:count].copy()),
+                "square": self._squares[:count].copy(),
+                "touched": self._touched[:count].copy(),
             },
             metadata={"clock": str(self.clock)},
         )

@@ -34,6 +34,7 @@ from trainers.versions import Version, VersionInfo
 import pyarrow as pa  # isort: skip
 
 logger = logging.getLogger(__name__)
+_NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that is not in the corpus
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,13 @@ class Trainer:
         self._watermark_us: int | None = None
         self._learnt_logged_us: int | None = None
         if state is not None:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (ValueError, RuntimeError, KeyError) as error:
+                raise ArtefactError(
+                    f"the saved state does not fit the recipe's [trainer] ({error}): undo the"
+                    " change, or start over with `headrace run --fresh`"
+                ) from error
         self._published = _Cursor()
 
     # -- the Step protocol -----------------------------------------------------------------
@@ -101,8 +108,7 @@ class Trainer:
                 self._test(samples)
                 if not self._learn(samples):
                     refused.append(_refusal(record))
-            # When its event came, for freshness; rows of one record are in log order.
-            self._learnt_logged_us = batch["logged_us"][batch.num_rows - 1].as_py()
+            self._learnt_logged_us = int(batch["logged_us"].to_numpy().max())
             self.steps += 1
         return refused
 
@@ -177,7 +183,7 @@ class Trainer:
         popular = np.broadcast_to(self.corpus.counts, scores.shape)
         for progressive, table in ((self._recall, scores), (self._popularity, popular)):
             ranks = full_ranks(table, np.maximum(targets, 0), seen)
-            progressive.update(np.where(known, ranks, len(self.corpus)))
+            progressive.update(np.where(known, ranks, _NOT_FOUND))
 
     def _learn(self, samples: Samples) -> bool:
         """One gradient step; False if it was refused because its loss is not a number."""
@@ -202,8 +208,9 @@ class Trainer:
                 table.training = False
         self._refresh(places)
         self._refresh(self.corpus.next_slice(self._config.refresh))
-        self.samples += len(samples.item_ids)
-        self._watermark_us = max(int(samples.at_us.max()), self._watermark_us or 0)
+        if learnt:
+            self.samples += len(samples.item_ids)
+            self._watermark_us = max(int(samples.at_us.max()), self._watermark_us or 0)
         return learnt
 
     def _retrieval_step(self, samples: Samples) -> tuple[Ids, RetrievalStep]:
@@ -238,6 +245,7 @@ class Trainer:
         others = len(users) - own[user]  # (B,)
         expected = np.outer(others, self._frequency.probability(candidates))
         expected += self._config.negatives / len(self.corpus)
+        np.maximum(expected, 1e-9, out=expected)  # without a negative there is no chance at all
         inclusion: NDArray[np.float32] = np.log(-np.expm1(-expected)).astype(np.float32)
         return inclusion
 
@@ -282,7 +290,8 @@ class Trainer:
             number,
             None if whole else number - 1,
             self._watermark_us,
-            self._learnt_logged_us,
+            # What was replayed after a restart is not news.
+            self._learnt_logged_us if self._published.number is not None else None,
             self.steps,
             dict(self._config.options),
             self.metrics,

@@ -26,7 +26,8 @@ class VersionInfo:
 
     `lineage` is one incarnation of the trainer: numbers are only comparable inside it.
     `watermark_us` is the newest event time learnt, None before the first sample.
-    `learnt_logged_us` is when the newest sample's event reached the log.
+    `learnt_logged_us` is when the event of the newest sample reached the log; None in the first
+    version of a lineage, which may have learnt it long ago.
     """
 
     model: str
@@ -84,6 +85,8 @@ class VersionStore:
 
     def _retire(self, snapshot: VersionInfo) -> None:
         """Removes what no replica needs: all before the oldest snapshot that is kept."""
+        if snapshot.name in {s.name for s in self._snapshots}:
+            return  # executed once more
         self._snapshots = [*self._snapshots, snapshot][-self._snapshots_kept :]
         oldest = self._snapshots[0]
         for lineage in (self._root / snapshot.model).iterdir():

@@ -102,10 +102,15 @@ def _read(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
     """A CSV file with exactly these columns read, whole or with an error that says where."""
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types))
     try:
-        return csv.read_csv(file, convert_options=convert)
+        table = csv.read_csv(file, convert_options=convert)
     except FileNotFoundError:
         raise SourceError(f"{file} is not there") from None
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, KeyError) as error:
         raise SourceError(
             f"{file} is truncated or not the file it should be ({error}): fetch it again"
         ) from None
+    for name in types:
+        if table[name].null_count:
+            row = pc.index(table[name].is_null(), True).as_py() + 2  # a header, and from 1
+            raise SourceError(f"{file} has no {name} in line {row}: fetch it again")
+    return table

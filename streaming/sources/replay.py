@@ -69,7 +69,8 @@ class Replay:
         self._config = config
         self._group = f"replay:{source.name}"
         self._place = TopicPartition(EVENTS, 0)
-        self._total = min(source.total, config.limit or source.total)
+        limit = config.limit or source.total
+        self._total = max(min(source.total, limit), self._done())
         self.progress = ReplayProgress(self._done(), self._total, None)
 
     def run(self, stopping: threading.Event) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog, CatalogItem
 from streaming.artefact import Artefact, read_artefact, write_artefact
@@ -28,7 +29,7 @@ def like(name: str, user: str = "u") -> dict[str, Any]:
 
 
 def catalog(state: Artefact | None = None) -> Catalog:
-    return Catalog(EventRules(), BehaviourConfig(), state)
+    return Catalog(EventRules(), BehaviourConfig(), AggregatorConfig(), state)
 
 
 TITLES = {

@@ -21,14 +21,13 @@ ACTIONS = st.lists(
 )
 
 
-def actions(pairs: Sequence[tuple[int, float]]) -> PointInTimeColumns:
-    """Actions of one user on items, each with its reward."""
+def actions(pairs: Sequence[tuple[int, float]], start: int = 0) -> PointInTimeColumns:
+    """Actions of one user on items, each with its reward, at the times `start`, `start` + 1, ..."""
     items = np.array([item for item, _ in pairs], np.int64)
     rewards = np.array([reward for _, reward in pairs], np.float32)
     empty = pa.array([[]] * len(pairs), pa.list_(pa.int64()))
-    return PointInTimeColumns(
-        np.arange(len(pairs)), np.ones_like(items), items, empty, empty, rewards
-    )
+    rows = np.arange(len(pairs))
+    return PointInTimeColumns(rows, np.ones_like(items), items, empty, empty, rewards, rows + start)
 
 
 def restored(statistics: ItemStatistics, half_life: float) -> ItemStatistics:
@@ -42,6 +41,14 @@ def test_actions_and_rewards_are_counted() -> None:
     assert statistics.update(actions([(9, 0.0)])).tolist() == [9]
     counted = {item: (s.actions, s.rewards) for item, s in statistics.items.items()}
     assert counted == {7: (2, 1.5), 8: (1, 0.25), 9: (1, 0.0)}
+
+
+def test_the_newest_time_is_the_latest_of_the_items_own_actions() -> None:
+    statistics = ItemStatistics()
+    statistics.update(actions([(7, 1.0), (8, 1.0)], start=50))
+    statistics.update(actions([(7, 1.0), (9, 1.0)], start=20))
+    newest = {item: statistics.get(item).newest_us for item in (7, 8, 9)}
+    assert newest == {7: 50, 8: 51, 9: 21}
 
 
 def test_popularity_halves_with_every_half_life_of_actions_on_anything() -> None:
@@ -128,7 +135,7 @@ def test_state_does_not_depend_on_how_actions_were_cut_into_batches_or_on_restar
     parts.update(actions(pairs[:cut]))
     if restarts:
         parts = restored(parts, half_life)
-    parts.update(actions(pairs[cut:]))
+    parts.update(actions(pairs[cut:], start=len(pairs[:cut])))
     assert parts.tables()["statistics"].equals(whole.tables()["statistics"], check_metadata=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from starlette.types import ASGIApp
 
+from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from features.definitions import View
@@ -142,7 +143,7 @@ def catalog(item_names: list[str]) -> Catalog:
     for offset, event in enumerate(events):
         append = encode_event(parse_event(json.dumps(event).encode(), rules, NOW_US))
         records.append(Record(EVENTS, 0, offset, append.key, append.value, NOW_US))
-    filled = Catalog(rules, BehaviourConfig())
+    filled = Catalog(rules, BehaviourConfig(), AggregatorConfig())
     filled.on_batch(records)
     return filled
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
+from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from serving.api import ApiConfig, Service, create_app, time_text
@@ -66,7 +67,7 @@ class Stage:
 
 
 def make_stage(log: FileLog, features: OnlineFeatures, connect: Connect) -> Stage:
-    replica, catalog = Replica(), Catalog(EventRules(), BehaviourConfig())
+    replica, catalog = Replica(), Catalog(EventRules(), BehaviourConfig(), AggregatorConfig())
     stage: Stage
     service = Service(
         log=log,
@@ -357,8 +358,8 @@ def test_an_empty_list_is_nothing_to_do(stage: Stage) -> None:
         ({"at": 1_700_000_000}, "at", "1700000000", "2026-11-21T10:00:00Z"),
         ({"at": "1969-12-31T23:59:59Z"}, "at", "1969", "before 1970"),
         ({"at": "2999-01-01T00:00:00Z"}, "at", "2999", "in the future"),
-        ({"at": "0001-01-01T00:00:00+01:00"}, "at", "0001", "before 1970"),
-        ({"at": "9999-12-31T23:59:59-01:00"}, "at", "9999", "in the future"),
+        ({"at": "0001-01-01T00:00:00+01:00"}, "at", "0001", "1970 to 9999"),
+        ({"at": "9999-12-31T23:59:59-01:00"}, "at", "9999", "1970 to 9999"),
         ({"attributes": [1]}, "attributes", "[1]", "object"),
         ({"colour": "red"}, "colour", "'red'", "unknown field"),
     ],
@@ -454,7 +455,7 @@ class BrokenLog(FileLog):
 
     error: LogError
 
-    def append(self, records: Sequence[Append]) -> None:  # noqa: ARG002
+    def append(self, records: Sequence[Append]) -> None:
         raise self.error
 
 
@@ -671,11 +672,22 @@ def test_nothing_outside_of_the_playground_is_served(client: httpx.Client, path:
     assert client.get(path).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/no/such/page", 404), ("GET", "/v1/events", 405), ("POST", "/v1/recommend", 405)],
+)
+def test_what_is_not_there_is_named(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"].startswith(f"{method} {path}: ")
+
+
 def test_the_interface_describes_itself(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/recommend", "/v1/events", "/v1/items", "/v1/status", "/readyz"} <= set(paths)
     assert "post" in paths["/v1/events"]
-    assert client.get("/v1/events").status_code == 405
 
 
 @pytest.mark.parametrize(

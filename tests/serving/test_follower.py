@@ -243,7 +243,7 @@ def test_more_announcements_than_it_looks_back_over_are_all_followed(stage: Stag
 def test_runs_until_it_is_told_to_stop(stage: Stage) -> None:
     follower, stopping, changed = stage.follower(), threading.Event(), threading.Event()
     follower._applied = lambda _info, _seconds: changed.set()
-    thread = threading.Thread(target=follower.run, args=(stopping,))
+    thread = threading.Thread(target=follower.run, args=(stopping,), daemon=True)
     thread.start()
     try:
         stage.publish(0)

@@ -301,9 +301,23 @@ def test_a_file_url_opens_the_embedded_log(path: Path) -> None:
     assert path.exists()
 
 
+def test_a_path_in_a_url_may_be_escaped(tmp_path: Path) -> None:
+    open_log(f"file://{tmp_path}/my%20log%23.db").close()
+    assert (tmp_path / "my log#.db").exists()
+
+
 @pytest.mark.parametrize(
     "url",
-    ["", "log.db", "/tmp/log.db", "file://relative/log.db", "file:", "pulsar://host/x"],  # noqa: S108
+    [
+        "file:///x/log.db?mode=ro",
+        "file:///x/log.db#1",
+        "",
+        "log.db",
+        "/x/log.db",
+        "file://relative/log.db",
+        "file:",
+        "pulsar://host/x",
+    ],
 )
 def test_any_other_url_is_a_mistake_in_the_recipe(url: str) -> None:
     with pytest.raises(ConfigError, match="the known form is file:///absolute/path"):

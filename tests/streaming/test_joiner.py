@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from features.behaviour import Behaviour, BehaviourConfig
 from streaming.artefact import Artefact, read_artefact, write_artefact
-from streaming.events import EVENT_SCHEMA, EventRules, encode_events, event_batch, parse_event
+from streaming.events import (
+    EVENT_SCHEMA,
+    EventRules,
+    decode_events,
+    encode_events,
+    event_batch,
+    parse_event,
+)
 from streaming.ids import stable_id
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import DEAD_LETTERS, EVENTS, SAMPLES, Append, Record
@@ -227,7 +234,7 @@ def test_bytes_of_every_kind_survive_in_a_dead_letter() -> None:
     assert base64.b64decode(letter["record"]) == bytes(range(256))
 
 
-def test_a_bad_row_of_an_arrow_record_names_its_row() -> None:
+def test_a_bad_row_of_an_arrow_record_is_a_letter_of_its_own() -> None:
     good = {"event_id": "e", "kind": "rate", "user_id": "u", "item_id": "i", "value": 4.0}
     table = [{**good, "event_id": "a"}, {**good, "event_id": "b", "value": 9.0}]
     arrays = [
@@ -240,7 +247,11 @@ def test_a_bad_row_of_an_arrow_record_names_its_row() -> None:
     (letter,) = letters(outputs)
     assert (letter["offset"], letter["row"], letter["field"]) == (5, 1, "value")
     assert letter["value"] == "9.0"
-    assert base64.b64decode(letter["record"]) == value
+    # What it holds is that row alone, and can be read again.
+    again = Record(EVENTS, 0, 0, None, base64.b64decode(letter["record"]), NOW_US)
+    (rejected,) = decode_events([again], RULES).rejected
+    assert (rejected.row, rejected.error.value) == (0, "9.0")
+    assert rejected.error.reason == letter["reason"]
 
 
 # Against a straightforward account, and cut anywhere

@@ -154,12 +154,15 @@ def test_reading_starts_at_the_positions(log: Log) -> None:
     assert log.read({EVENTS_0: 99}, 99, 0) == []
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5, 6, 99])
-def test_no_more_is_read_than_the_limit(clients: Callable[..., Log], limit: int) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 99])
+def test_no_more_is_read_than_the_limit_but_one_record_from_each_partition(
+    clients: Callable[..., Log], limit: int
+) -> None:
     log = clients(3)
     log.append([Append(EVENTS, b"", b"%d" % n) for n in range(60)])
     read = log.read(dict.fromkeys(log.ends([EVENTS]), 0), limit, 0)
-    assert 0 < len(read) <= limit
+    assert len(read) <= max(limit, 3)
+    assert {record.partition for record in read} == {0, 1, 2}
 
 
 def test_reading_on_from_what_was_read_sees_everything_once(clients: Callable[..., Log]) -> None:

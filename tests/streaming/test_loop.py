@@ -349,6 +349,55 @@ def test_a_loop_whose_work_was_taken_over_stops_and_its_work_is_undone(
     assert [r.value for r in totals(small)] == [b" has 1, event", b" has 2, event"]
 
 
+def test_a_loop_that_was_taken_over_cannot_append_what_time_made_it_say(
+    small: FileLog, tmp_path: Path
+) -> None:
+    class Timed(Counting):
+        def on_time(self, now_us: int) -> list[Append]:
+            return [Append(TOTALS, b"tick")]
+
+    second = make_loop(tmp_path / "2", small)
+
+    def take_over(point: int) -> None:
+        if point == 1:
+            feed(small, 1)
+            second.turn()
+
+    first = Loop(
+        small, "counter", [EVENTS], Timed, tmp_path / "1",
+        config=LoopConfig(idle_s=0), reached=take_over,
+    )  # fmt: skip
+    with pytest.raises(Fenced):
+        first.turn()
+    assert [r.value for r in totals(small)] == [b" has 1, event"]
+
+
+def test_outputs_of_replayed_records_are_redone_and_neither_executed_nor_appended(
+    small: FileLog, tmp_path: Path
+) -> None:
+    feed(small, 3)
+    make_loop(tmp_path, small).turn()
+    redone: list[Append] = []
+    executed: list[Append] = []
+
+    def redo(outputs: Sequence[Append]) -> Sequence[Append]:
+        redone.extend(outputs)
+        return outputs
+
+    def execute(outputs: Sequence[Append]) -> Sequence[Append]:
+        executed.extend(outputs)
+        return outputs
+
+    loop = make_loop(tmp_path, small, redo=redo, execute=execute)
+    assert [o.value for o in redone] == [b" has 1, event", b" has 2, event", b" has 3, event"]
+    assert executed == []
+    feed(small, 1)
+    loop.turn()
+    assert [o.value for o in executed] == [b" has 4, event"]
+    assert len(redone) == 3
+    assert len(totals(small)) == 4
+
+
 # Killed at every number
 
 

@@ -116,6 +116,14 @@ def test_with_a_limit_only_so_many_events_are_replayed(
         assert (work.progress.done, work.progress.total) == (expected, expected)
 
 
+def test_a_limit_below_what_was_replayed_before_takes_nothing_back(log: FileLog) -> None:
+    replay(log, limit=24).run(threading.Event())
+    work = replay(log, limit=16)
+    work.run(threading.Event())
+    assert logged(log) == list(range(24))
+    assert (work.progress.done, work.progress.total) == (24, 24)
+
+
 def test_a_pace_is_kept(log: FileLog) -> None:
     started = time.monotonic()
     replay(log, 80, events_per_s=1_000, wait_s=0.001).run(threading.Event())

@@ -355,6 +355,7 @@ def test_a_restored_trainer_starts_its_lineage_with_a_snapshot_of_everything(
     assert (version.info.lineage, version.info.number, version.info.base) == ("b", 0, None)
     assert version.info.watermark_us == before.info.watermark_us
     assert version.info.metrics == before.info.metrics
+    assert version.info.learnt_logged_us is None  # it may have learnt it long ago
     follower = Follower()
     follower.apply(version)
     assert_has_all_of(follower, restored)
@@ -434,7 +435,7 @@ def test_the_watermark_never_falls(small: TrainerConfig, micro_batch: MakeRecord
     told = []
     for second, at in enumerate([50, 90, 20, 91, 3], start=1):
         rows = [liked(1, 2, at=at, logged_us=1_000 + second), liked(2, 3, at=at - 1, logged_us=7)]
-        trainer.on_batch([micro_batch(rows[::-1])])
+        trainer.on_batch([micro_batch(rows)])
         info = publish(trainer, second).info
         told.append((info.watermark_us, info.learnt_logged_us))
     assert told == [(50, 1_001), (90, 1_002), (90, 1_003), (91, 1_004), (91, 1_005)]
@@ -455,7 +456,8 @@ def test_a_micro_batch_whose_loss_is_no_number_is_refused_whole_and_training_goe
     assert trainer.on_batch(stream[:10]) == []
     before = on_disk(tmp_path / "before", trainer)
     known = before.shards["corpus"]["id"].to_pylist()
-    rows = [liked(user, item) for user, item in enumerate(known[:20])]
+    later_us = before.meta["watermark_us"] + SECOND_US
+    rows = [liked(user, item, at=later_us) for user, item in enumerate(known[:20])]
     rows[7]["reward"] = reward
 
     (letter,) = trainer.on_batch([micro_batch(rows, offset=4321)])
@@ -474,6 +476,8 @@ def test_a_micro_batch_whose_loss_is_no_number_is_refused_whole_and_training_goe
             old, new = (state.shards[f"table-{name}"][column] for state in (before, after))
             assert new.slice(0, count).equals(old), (name, column)
     assert trainer.refused == trainer.metrics["refused"] == 1
+    assert after.meta["samples"] == before.meta["samples"]
+    assert after.meta["watermark_us"] == before.meta["watermark_us"]
 
     assert trainer.on_batch(stream[10:]) == []
     assert trainer.steps == len(stream) + 1
