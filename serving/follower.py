@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serving.replica import Applied, Replica
 from streaming.errors import ArtefactError
@@ -52,12 +52,20 @@ class Follower:
         self._position = records[-1].offset + 1
         infos = [read_announcement(record) for record in records]
         self._lineages = list(dict.fromkeys([*self._lineages, *(i.lineage for i in infos)]))
-        # Whatever lies before the newest snapshot is contained in it.
-        snapshots = [i for i, info in enumerate(infos) if info.base is None]
-        start = snapshots[-1] if snapshots and self._replica.info is None else 0
-        for info in infos[start:]:
+        for info in infos[self._start(infos) :]:
             if not self._is_past(info) and self._take(info) is Applied.GAP:
                 self._heal(info)
+
+    def _start(self, infos: Sequence[VersionInfo]) -> int:
+        """Where to begin: if nothing is served yet, after the newest snapshot that can be read.
+
+        Whatever lies before a snapshot is contained in it.
+        """
+        if self._replica.info is None:
+            for i in reversed([i for i, info in enumerate(infos) if info.base is None]):
+                if self._take(infos[i]) is Applied.APPLIED:
+                    return i + 1
+        return 0
 
     def _is_past(self, info: VersionInfo) -> bool:
         """Whether it is a straggler of a trainer that the one being served has replaced."""

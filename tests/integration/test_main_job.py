@@ -120,6 +120,7 @@ def test_metrics_are_for_prometheus(running: Service) -> None:
     assert figures["recall@50"] > 0
 
 
+@pytest.mark.timeout(400)  # four starts of the whole system
 def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     home = tmp_path / "home"
     recipe = {"replay.limit": REPLAYED, "trainer_loop.cut_every_s": 1.0, "loop.cut_every_s": 1.0}

@@ -140,6 +140,18 @@ def test_starts_from_the_snapshot_before_if_the_newest_cannot_be_read(stage: Sta
     assert stage.serves == f"a{EVERY - 1}"
 
 
+def test_starts_from_the_lineage_before_if_the_newest_cannot_be_read(stage: Stage) -> None:
+    stage.publish(*range(6), watermark_us=50)
+    stage.publish(0, lineage="b", watermark_us=51, lost=True)
+    stage.publish(1, lineage="b", watermark_us=52)
+    follower = stage.follower()
+    follower.turn(0)
+    assert stage.serves == "a5"
+    stage.publish(EVERY, lineage="b", watermark_us=53)
+    follower.turn(0)
+    assert stage.serves == f"b{EVERY}"
+
+
 def test_a_snapshot_that_can_be_read_after_all_is_taken_with_the_next_delta(stage: Stage) -> None:
     stage.publish(0)
     away = stage.shard(0).with_name("away")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerContext
@@ -121,6 +122,40 @@ def _run(workers: Sequence[BaseProcess]) -> None:
 def _join(worker: BaseProcess) -> None:
     worker.join(60)
     assert worker.exitcode == 0
+
+
+# Closed
+
+
+def close_while_another_thread_works(path: Path) -> None:
+    """Runs in a process of its own: SQLite takes the process with it."""
+    for _ in range(20):
+        log = FileLog(path)
+        begun = threading.Event()
+
+        def work(log: FileLog, begun: threading.Event) -> None:
+            while True:
+                log.append([Append(EVENTS, b"x")])
+                log.read({EVENTS_0: 0}, 50, 0)
+                begun.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work, log, begun)
+            assert begun.wait(60)
+            log.close()
+            with pytest.raises(LogError, match="closed"):
+                working.result(timeout=60)
+
+
+# DEFECT: closing a connection that another thread is using is a segmentation fault, and a thread
+# that comes later opens the log again.
+def test_closing_ends_the_work_of_other_threads_with_an_error(
+    processes: ForkServerContext, path: Path
+) -> None:
+    child = processes.Process(target=close_while_another_thread_works, args=(path,), daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 # Killed
