@@ -43,8 +43,6 @@ ENV HEADRACE_HOME=/data \
 
 VOLUME /data
 EXPOSE 8000
-# Ray takes SIGTERM over for itself; SIGINT is a clean stop.
-STOPSIGNAL SIGINT
 HEALTHCHECK --interval=30s --timeout=3s --start-period=60s CMD ["python", "-c", \
     "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 CMD ["headrace", "run"]

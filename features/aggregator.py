@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from pydantic import PositiveFloat, PositiveInt
 
 from features.behaviour import Behaviour, BehaviourConfig
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
@@ -29,8 +30,8 @@ class Push:
 class AggregatorConfig:
     """`popularity_half_life` counts actions."""
 
-    popularity_half_life: float = 5_000.0
-    remembered_events: int = 200_000
+    popularity_half_life: PositiveFloat = 5_000.0
+    remembered_events: PositiveInt = 200_000
 
 
 class Aggregator:

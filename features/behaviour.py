@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from pydantic import PositiveInt
 
 from streaming.artefact import Artefact
 from streaming.ids import stable_id
@@ -28,7 +29,7 @@ class BehaviourConfig:
     A reward tells how much the action says that the item pleased, from 0 to 1.
     """
 
-    length: int = 100
+    length: PositiveInt = 100
     rewards: Mapping[str, float | Scale] = field(
         default_factory=lambda: {
             "click": 0.3,

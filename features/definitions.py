@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 EVENT_TIME = "event_timestamp"
-CREATED = "created_timestamp"  # tells pushes about the same moment apart: the last one counts
 
 
 @dataclass(frozen=True)

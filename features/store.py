@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +18,14 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSour
 from feast.data_source import PushMode
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
 from feast.infra.offline_stores.file_source import FileSource as FileDataSource
-from feast.types import Array, Float32, Float64, Int64, from_feast_to_pyarrow_type  # noqa: F401
+from feast.infra.offline_stores.offline_store import RetrievalJob
+from feast.types import Array, Float32, Float64, Int64
 from feast.value_type import ValueType
 
 from features.aggregator import Push
-from features.definitions import CREATED, EVENT_TIME, VIEWS, View
+from features.definitions import EVENT_TIME, VIEWS, View
 
+_TIME = "datetime64[us, UTC]"
 _TYPES = {
     pa.int64(): Int64,
     pa.float64(): Float64,
@@ -59,6 +60,91 @@ class PartsOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         if progress:
             progress(table.num_rows)
 
+    @staticmethod
+    def get_historical_features(  # noqa: PLR0913 - Feast's signature
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame,
+        registry: Any,  # noqa: ARG004
+        project: str,  # noqa: ARG004
+        full_feature_names: bool = False,
+    ) -> RetrievalJob:
+        """Feast's own join fails for an entity of which nothing is known, and among pushes about
+        the same moment it takes any; here the last push wins.
+        """
+        wanted = []
+        for view in feature_views:
+            uri = view.batch_source.file_options.uri
+            directory = Path(FileDataSource.get_uri_for_file_path(config.repo_path, uri))
+            names = [n for v, n in (r.split(":") for r in feature_refs) if v == view.name]
+            wanted.append(_Wanted(view.name, directory, view.join_keys[0], names))
+        return PointInTimeJob(wanted, entity_df, full_feature_names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Some features of one view, whose Parquet files lie in a directory."""
+
+    view: str
+    directory: Path
+    key: str
+    names: list[str]
+
+
+class PointInTimeJob(RetrievalJob):  # type: ignore[misc]
+    """For each row of `entities` the features as they were known at its time, or null."""
+
+    def __init__(self, wanted: list[_Wanted], entities: pd.DataFrame, full: bool) -> None:
+        self._wanted = wanted
+        self._entities = entities
+        self._full = full
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002
+        answer = pa.Table.from_pandas(self._entities, preserve_index=False)
+        for wanted in self._wanted:
+            parts = [pq.read_table(file) for file in sorted(wanted.directory.glob("[!.]*.parquet"))]
+            rows = pa.concat_tables(parts, promote_options="permissive")
+            where = pa.array(self._newest(rows, wanted.key), pa.int64())
+            for name in wanted.names:
+                shown = f"{wanted.view}__{name}" if self._full else name
+                answer = answer.append_column(shown, rows[name].take(where))
+        return answer
+
+    def _newest(self, rows: pa.Table, key: str) -> list[int | None]:
+        """For each entity row the last of the rows with its key that is not after its time."""
+        order = [key, EVENT_TIME]
+        known = rows.select(order).to_pandas().astype({EVENT_TIME: _TIME})
+        known["row"] = range(len(known))
+        asked = self._entities[order].astype({EVENT_TIME: _TIME})
+        asked["place"] = range(len(asked))
+        found = pd.merge_asof(
+            asked.sort_values(EVENT_TIME, kind="stable"),
+            known.sort_values(EVENT_TIME, kind="stable"),
+            on=EVENT_TIME,
+            by=key,
+        ).sort_values("place")
+        return [None if pd.isna(row) else int(row) for row in found["row"]]
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    @property
+    def full_feature_names(self) -> bool:
+        return self._full
+
+    @property
+    def on_demand_feature_views(self) -> list[Any]:
+        return []
+
+    @property
+    def metadata(self) -> None:
+        return None
+
+    def persist(self, storage: Any, allow_overwrite: bool | None = False,
+                timeout: int | None = None) -> None:  # fmt: skip
+        raise NotImplementedError
+
 
 class FeastStore:
     """Pushes go online at once and are kept back for the offline store until `flush`."""
@@ -85,7 +171,7 @@ class FeastStore:
         for view in VIEWS:
             directory = self._offline / view.name
             if not directory.exists():
-                _write_part(directory, _stamped(view.schema.empty_table()))
+                _write_part(directory, view.schema.empty_table())
             objects += _declare(view, directory)
         self._store.apply(objects)
 
@@ -94,14 +180,13 @@ class FeastStore:
         for push in pushes:
             name = push.view.name
             with self._lock:
-                rows = _stamped(push.rows).to_pandas()
-                self._store.push(f"{name}_push", rows, to=PushMode.ONLINE)
+                self._store.push(f"{name}_push", push.rows.to_pandas(), to=PushMode.ONLINE)
         return self.keep_back(pushes)
 
     def keep_back(self, pushes: Sequence[Push]) -> list[Any]:
         """Keeps rows for the next `flush` without pushing them online."""
         for push in pushes:
-            self._kept_back[push.view.name].append(_stamped(push.rows))
+            self._kept_back[push.view.name].append(push.rows)
         return []
 
     def flush(self) -> None:
@@ -135,12 +220,8 @@ class FeastStore:
                 entity_df=entities,
                 features=[f"{view.name}:{feature}" for feature in view.features],
             )
-            try:
-                found = job.to_df().to_dict("records")
-            except NotImplementedError:  # how dask says that no row of the entity was found
-                found = []
-        row = found[0] if found else {}
-        return {name: _none_if_missing(row.get(name)) for name in view.features}
+            known = job.to_arrow()
+        return {name: known[name][0].as_py() for name in view.features}
 
 
 def _declare(view: View, directory: Path) -> list[Any]:
@@ -151,7 +232,6 @@ def _declare(view: View, directory: Path) -> list[Any]:
         name=f"{view.name}_parquet",
         path=str(directory),
         timestamp_field=EVENT_TIME,
-        created_timestamp_column=CREATED,
     )
     return [
         entity,
@@ -164,17 +244,6 @@ def _declare(view: View, directory: Path) -> list[Any]:
             ttl=None,
         ),
     ]
-
-
-def _stamped(rows: pa.Table) -> pa.Table:
-    """The rows with the time of their push."""
-    now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", "UTC"))
-    return rows.append_column(CREATED, pa.repeat(now, rows.num_rows))
-
-
-def _none_if_missing(value: Any) -> Any:
-    """Pandas writes a missing number as NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write_part(directory: Path, table: pa.Table) -> None:

@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 
 from features.catalog import Catalog, CatalogItem
 from serving.metrics import ServingMetrics
@@ -46,8 +46,8 @@ class ApiConfig:
     """
 
     host: str = "127.0.0.1"
-    max_body_bytes: int = 1_048_576
-    max_events: int = 1_000
+    max_body_bytes: PositiveInt = 1_048_576
+    max_events: PositiveInt = 1_000
 
 
 class Item(BaseModel):

@@ -34,6 +34,9 @@ class FileLog:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
+        self._in_use = threading.Condition()
+        self._users = 0
+        self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,6 +79,9 @@ class FileLog:
             return {place: self._end(place) for place in self._places(topics)}
 
     def close(self) -> None:
+        with self._in_use:  # SQLite crashes if a connection is closed under its user
+            self._closed = True
+            self._in_use.wait_for(lambda: self._users == 0)
         with self._connections_lock:
             for connection in self._connections:
                 connection.close()
@@ -208,10 +214,25 @@ class FileLog:
                 raise
 
     @contextmanager
+    def _used(self) -> Iterator[None]:
+        """Keeps `close` waiting."""
+        with self._in_use:
+            if self._closed:
+                raise LogError(f"the log {self._path} is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._in_use:
+                self._users -= 1
+                self._in_use.notify_all()
+
+    @contextmanager
     def _translated(self) -> Iterator[None]:
         """SQLite's errors as the log's own."""
         try:
-            yield
+            with self._used():
+                yield
         except sqlite3.OperationalError as error:
             if "full" in str(error):
                 raise LogFull(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from streaming.artefact import Artefact
 from streaming.events import EventRules, Rejected
@@ -53,10 +54,10 @@ class JoinerConfig:
     `token_fields` are the item attributes that describe an item to the models.
     """
 
-    step_size: int = 256
+    step_size: PositiveInt = 256
     liked_from: float = 0.5
     token_fields: tuple[str, ...] = ("genres", "year")
-    remembered_events: int = 200_000
+    remembered_events: PositiveInt = 200_000
 
 
 class Joiner:

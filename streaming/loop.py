@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from pydantic import PositiveInt
+
 from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
 from streaming.errors import ArtefactCorrupt, ArtefactError
 from streaming.log import Append, Log, Record, TopicPartition
@@ -69,10 +71,10 @@ def append_only(outputs: Sequence[Output]) -> Sequence[Append]:
 class LoopConfig:
     """`limit` records are read at most a turn; a cut is due `cut_every_s` after the one before."""
 
-    limit: int = 64
+    limit: PositiveInt = 64
     idle_s: float = 0.05
     cut_every_s: float = 10.0
-    cuts_kept: int = 2
+    cuts_kept: PositiveInt = 2
 
 
 class Loop(Generic[S]):

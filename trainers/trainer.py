@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from features.batch import Ids, Jagged, Samples, read_declarations, read_samples
@@ -50,14 +51,14 @@ class TrainerConfig:
 
     model: str = "two_tower"
     options: Mapping[str, Any] = field(default_factory=dict)
-    negatives: int = 512
+    negatives: NonNegativeInt = 512
     corrected: bool = True
-    dense_learning_rate: float = 0.002
-    refresh: int = 256
+    dense_learning_rate: PositiveFloat = 0.002
+    refresh: NonNegativeInt = 256
     recall_at: tuple[int, ...] = (10, 50)
     publish_every_s: float = 0.1
-    snapshot_every: int = 100
-    popularity_half_life: float = 20_000.0
+    snapshot_every: PositiveInt = 100
+    popularity_half_life: PositiveFloat = 20_000.0
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     seed: int = 0
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from streaming.events import encode_events
 from streaming.log import EVENTS, Log, TopicPartition
@@ -37,11 +38,11 @@ class ReplayConfig:
     of the source are replayed; 0 is all.
     """
 
-    record_size: int = 256
-    ahead: int = 4
+    record_size: PositiveInt = 256
+    ahead: PositiveInt = 4
     wait_s: float = 0.01
-    events_per_s: float = 0.0
-    limit: int = 0
+    events_per_s: NonNegativeFloat = 0.0
+    limit: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,6 @@ def test_an_empty_store_knew_nothing(store: FeastStore) -> None:
     assert store.as_of(ITEM_STATISTICS, 7, START) == NOTHING
 
 
-# DEFECT: Feast's dask join sorts by one column after the other, and not stably.
 @pytest.mark.parametrize("apart", [True, False])
 def test_of_pushes_with_one_time_the_last_wins(store: FeastStore, apart: bool) -> None:
     """Events of one second are the rule in a replay: many pushes tell of the same moment."""

@@ -37,6 +37,7 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         ("[trainer]\nmood = 1", "trainer.mood is not a setting"),
         ("[trainer.frequency]\nalpha = 'small'", "trainer.frequency.alpha"),
         ("[replay]\nahead = 1.5", "replay.ahead = 1.5"),
+        ("[joiner]\nstep_size = 0", "joiner.step_size = 0"),
         ("flavour = 1", "flavour is not a setting"),
     ],
 )

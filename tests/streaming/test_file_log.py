@@ -147,7 +147,6 @@ def close_while_another_thread_works(path: Path) -> None:
                 working.result(timeout=60)
 
 
-# DEFECT: closing a connection that another thread is using is a segmentation fault, and a thread
 # that comes later opens the log again.
 def test_closing_ends_the_work_of_other_threads_with_an_error(
     processes: ForkServerContext, path: Path

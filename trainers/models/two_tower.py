@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,11 +32,11 @@ class TwoTower(nn.Module):
     class Config:
         """`history` actions at most are read; a history item pleased if its reward >= .5."""
 
-        width: int = 64
-        hidden: int = 128
-        history: int = 50
-        temperature: float = 0.07
-        learning_rate: float = 0.05
+        width: PositiveInt = 64
+        hidden: PositiveInt = 128
+        history: NonNegativeInt = 50
+        temperature: PositiveFloat = 0.07
+        learning_rate: PositiveFloat = 0.05
         birth_scale: float = 0.05
         seed: int = 0
 
