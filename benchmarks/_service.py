@@ -87,9 +87,9 @@ class Service:
         """Lets go of the connection."""
         self._connection.close()
 
-    def stop(self, timeout_s: float = 60) -> int:
-        """Ctrl-C; returns the exit status."""
-        self.process.send_signal(signal.SIGINT)
+    def stop(self, how: signal.Signals = signal.SIGINT, timeout_s: float = 60) -> int:
+        """Ctrl-C, or another signal; returns the exit status."""
+        self.process.send_signal(how)
         return self.process.wait(timeout_s)
 
 

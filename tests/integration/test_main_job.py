@@ -152,6 +152,8 @@ def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
         second.wait_for(lambda: second.get("/v1/status")["metrics"]["samples"] > 0)
         assert second.get("/v1/status")["metrics"] == before["metrics"]
         assert second.get("/v1/recommend?user_id=survivor")["known_actions"] == 1
+        assert second.stop(signal.SIGTERM) == 0
+        assert second.output.read_text().count("Stopped.") == 2
 
     damage_newest_cuts(home / "cuts" / "trainer")
     result = headrace(home, "run", port=second.port)
