@@ -161,6 +161,11 @@ def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     assert "no cut in" in message
     assert "--fresh" in message
 
+    with service(home, recipe, "--fresh", "--until-learnt") as third:
+        assert third.process.wait(200) == 0  # what was damaged is gone, and so is the survivor
+    after = json.loads(headrace(home, "status", "--json").stdout)
+    assert after["metrics"]["samples"] == REPLAYED - MOVIES
+
 
 def damage_newest_cuts(cuts: Path) -> None:
     """Flips a byte in a shard of every cut."""
