@@ -19,13 +19,18 @@ class Jagged:
     offsets: Ids
 
     @staticmethod
+    def of(values: Ids, lengths: Ids) -> Jagged:
+        """The lists that lie one after another in `values`, by their lengths (n,)."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Jagged(values, offsets)
+
+    @staticmethod
     def from_column(column: pa.ListArray) -> Jagged:
         """A list column; a null list reads as an empty one."""
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        offsets = np.zeros(len(column) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        return Jagged(column.flatten().to_numpy(zero_copy_only=False), offsets)
+        return Jagged.of(column.flatten().to_numpy(zero_copy_only=False), lengths)
 
     @property
     def lengths(self) -> Ids:
@@ -33,18 +38,14 @@ class Jagged:
 
     def take(self, lists: Ids) -> Jagged:
         """The lists with these numbers."""
-        lengths = self.lengths[lists]
-        offsets = np.zeros(len(lists) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        starts = np.repeat(self.offsets[lists] - offsets[:-1], lengths)
-        return Jagged(self.values[starts + np.arange(offsets[-1])], offsets)
+        taken = Jagged.of(self.values, self.lengths[lists])
+        starts = np.repeat(self.offsets[lists] - taken.offsets[:-1], taken.lengths)
+        return Jagged(self.values[starts + np.arange(len(starts))], taken.offsets)
 
     def where(self, chosen: NDArray[np.bool_]) -> Jagged:
         """The same lists with only the chosen values."""
         kept = np.bincount(self.owners()[chosen], minlength=len(self.offsets) - 1)
-        offsets = np.zeros(len(self.offsets), np.int64)
-        np.cumsum(kept, out=offsets[1:])
-        return Jagged(self.values[chosen], offsets)
+        return Jagged.of(self.values[chosen], kept)
 
     def owners(self) -> Ids:
         """For each value the number of the list it is in."""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from serving.api import time_text
 from streaming.log import EVENTS, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
+from trainers.versions import read_announcement
 
 # Which topics each consumer group reads.
 GROUPS: Mapping[str, str] = {
@@ -49,7 +50,8 @@ def newest_version(log: Log) -> dict[str, Any] | None:
     if not records:
         return None
     announced: dict[str, Any] = json.loads(records[0].value)
-    return {**announced, "published_us": records[0].logged_us}
+    name = read_announcement(records[0]).name
+    return {**announced, "name": name, "published_us": records[0].logged_us}
 
 
 def status(log: Log) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def status(log: Log) -> dict[str, Any]:
     if version is not None:
         learnt = version["learnt_logged_us"]
         shown = {
-            "name": f"{version['model']}/{version['lineage']}/{version['number']}",
+            "name": version["name"],
             "step": version["step"],
             "age_s": (time.time_ns() // 1000 - version["published_us"]) / 1e6,
             "bytes": version["bytes"],

@@ -65,10 +65,6 @@ class Worker:
         """Asks `run` to end after its turn, with a cut."""
         self._stopping.set()
 
-    def process(self) -> int:
-        """The process id."""
-        return os.getpid()
-
 
 class Workers:
     """The actors of a run. `failed` is told when one cannot be kept alive."""
@@ -114,16 +110,6 @@ class Workers:
             watcher = threading.Thread(target=self._watch, args=(role,), name=f"watch-{role}")
             self._watchers.append(watcher)
             watcher.start()
-
-    def processes(self) -> dict[str, int]:
-        """The process id of every actor that is up; waits some seconds for one that starts."""
-        ids: dict[str, int] = {}
-        for role, actor in list(self._actors.items()):
-            try:
-                ids[role] = ray.get(actor.process.remote(), timeout=15)
-            except ray.exceptions.RayError:
-                logger.warning("the %s does not answer", role)
-        return ids
 
     def stop(self) -> None:
         """Lets every actor finish its turn and make its cut, then stops Ray."""

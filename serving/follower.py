@@ -93,9 +93,9 @@ class Follower:
             link = chain[start]
             if served and served.lineage == link.lineage and link.number <= served.number:
                 break
-            if self._take(chain[start]) is Applied.APPLIED:
-                for link in chain[start + 1 :]:
-                    if self._take(link) is Applied.GAP:
+            if self._take(link) is Applied.APPLIED:
+                for following in chain[start + 1 :]:
+                    if self._take(following) is Applied.GAP:
                         break
                 return
         logger.warning("version %s cannot be reached yet, waiting for a snapshot", info.name)

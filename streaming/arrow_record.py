@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 STREAM_STARTS = b"\xff\xff\xff\xff"  # the bytes that no JSON begins with
@@ -36,3 +38,13 @@ def decode_batch(value: bytes, schema: pa.Schema, name: str) -> pa.RecordBatch:
     if not batches:
         return pa.RecordBatch.from_pylist([], schema=schema)
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def filled_columns(
+    schema: pa.Schema, rows: int, columns: Mapping[str, pa.Array | pa.ChunkedArray]
+) -> list[pa.Array | pa.ChunkedArray]:
+    """The columns in the order and with the types of the schema; those not given are null."""
+    return [
+        columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
+        for f in schema
+    ]

@@ -150,7 +150,7 @@ def event_batch(events: Iterable[Event]) -> pa.RecordBatch:
 class Rejected:
     """A record, or one row of an Arrow record, that cannot be accepted.
 
-    `raw` is what was refused: the bytes of the record as they came, or the row as JSON.
+    `raw` is what was refused: the record as it came, or the row as a record of its own.
     """
 
     record: Record

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from streaming.arrow_record import filled_columns
 from streaming.artefact import Artefact
 from streaming.events import EventRules, Rejected
 from streaming.ids import stable_id
@@ -142,10 +143,7 @@ def item_tokens(attributes: dict[str, object], fields: Sequence[str]) -> list[in
 
 def _columns(rows: int, **columns: pa.Array) -> pa.RecordBatch:
     """A batch with `SAMPLE_SCHEMA`; columns that are not given are null."""
-    arrays = [
-        columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
-        for f in SAMPLE_SCHEMA
-    ]
+    arrays = filled_columns(SAMPLE_SCHEMA, rows, columns)
     return pa.RecordBatch.from_arrays(arrays, schema=SAMPLE_SCHEMA)
 
 

@@ -73,15 +73,15 @@ class Corpus:
     def add_unseen(self, ids: Ids) -> None:
         """Adds those of the distinct ids that are not there, with nothing to describe them."""
         unseen = ids[self._map.find(ids) < 0]
-        self.add(Items(unseen, Jagged(np.empty(0, np.int64), np.zeros(unseen.size + 1, np.int64))))
+        nothing = Jagged.of(np.empty(0, np.int64), np.zeros(unseen.size, np.int64))
+        self.add(Items(unseen, nothing))
 
     def items(self, places: Ids) -> Items:
         """What the model reads of the items at these places."""
         tokens = [self._tokens[place] for place in places.tolist()]
-        offsets = np.zeros(len(tokens) + 1, np.int64)
-        np.cumsum([t.size for t in tokens], out=offsets[1:])
+        lengths = np.array([t.size for t in tokens], np.int64)
         values = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
-        return Items(self._map.ids[places], Jagged(values, offsets))
+        return Items(self._map.ids[places], Jagged.of(values, lengths))
 
     def next_slice(self, size: int) -> Ids:
         """The next places in turn whose vectors are to be refreshed."""

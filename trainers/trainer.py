@@ -224,12 +224,13 @@ class Trainer:
         candidates = np.unique(np.concatenate([places, drawn]))
         items = self.corpus.items(candidates)
         log_inclusion = self._log_inclusion(samples.users.ids, items.ids)
+        positive = torch.from_numpy(np.searchsorted(candidates, places))
         step = RetrievalStep(
             samples.users,
             items,
-            torch.from_numpy(np.searchsorted(candidates, places)),
+            positive,
             torch.from_numpy(log_inclusion),
-            self._hidden(samples, places, candidates),
+            self._hidden(samples, positive, candidates),
             torch.tensor(samples.rewards),
         )
         return np.unique(places), step
@@ -250,20 +251,19 @@ class Trainer:
         inclusion: NDArray[np.float32] = np.log(-np.expm1(-expected)).astype(np.float32)
         return inclusion
 
-    def _hidden(self, samples: Samples, places: Ids, candidates: Ids) -> Tensor:
+    def _hidden(self, samples: Samples, positive: Tensor, candidates: Ids) -> Tensor:
         """Candidates the user took at another time are no negatives: history, and this batch."""
         history = samples.users.history
         taken = _index_in(candidates, self.corpus.find(history.values))
-        hidden = hidden_columns(history.owners(), taken, (len(places), len(candidates)))
+        hidden = hidden_columns(history.owners(), taken, (len(positive), len(candidates)))
         users = samples.users.ids
         same = torch.from_numpy(users[:, None] == users[None, :])  # (B, B)
-        columns = torch.from_numpy(np.searchsorted(candidates, places))
         hidden |= (
             torch.zeros(hidden.shape, dtype=torch.int32)
-            .index_add_(1, columns, same.to(torch.int32))
+            .index_add_(1, positive, same.to(torch.int32))
             .bool()
         )
-        hidden[torch.arange(len(places)), columns] = False
+        hidden[torch.arange(len(positive)), positive] = False
         return hidden
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from streaming.arrow_record import filled_columns
 from streaming.errors import SourceError
 from streaming.events import EVENT_SCHEMA
 
@@ -90,11 +91,7 @@ def _rating_events(ratings: pa.Table) -> pa.Table:
 
 
 def _events(**columns: pa.Array | pa.ChunkedArray) -> pa.Table:
-    rows = len(columns["kind"])
-    arrays = [
-        columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
-        for f in EVENT_SCHEMA
-    ]
+    arrays = filled_columns(EVENT_SCHEMA, len(columns["kind"]), columns)
     return pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA)
 
 

@@ -609,7 +609,8 @@ def test_what_a_user_took_at_another_time_is_no_negative_of_his(
         liked(1, 2),
     ]
     samples = read_samples(decode_samples(micro_batch(rows)))
-    hidden = trainer._hidden(samples, trainer.corpus.find(samples.item_ids), np.arange(4))
+    positive = torch.from_numpy(trainer.corpus.find(samples.item_ids))
+    hidden = trainer._hidden(samples, positive, np.arange(4))
     assert hidden.tolist() == [
         [False, False, True, True],  # his other sample's item 2, and 3 of his history
         [False, False, False, False],
