@@ -66,6 +66,9 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, froz
     attributes: dict[str, Any] | None = None
 
 
+# Says that event time has reached `at`, on a partition where nothing else says so.
+TICK = "tick"
+
 DEFAULT_KINDS: Mapping[str, tuple[str, ...]] = {
     "impression": ("user_id", "item_id"),
     "click": ("user_id", "item_id"),
@@ -92,6 +95,11 @@ class EventRules:
     max_bytes: int = 65_536
     max_id_characters: int = 256
     max_ahead_s: float = 300.0
+
+    @property
+    def all_kinds(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of the recipe, and the one that belongs to the stream itself."""
+        return {**self.kinds, TICK: ()}
 
 
 def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) -> Event:
@@ -225,7 +233,7 @@ def _parse_json(raw: bytes, max_bytes: int) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventRejected("event", raw[:100], f"not a JSON object: {error}") from None
     if not isinstance(parsed, dict):
-        raise EventRejected("event", parsed, "not a JSON object")
+        raise EventRejected("event", raw[:100], "not a JSON object")
     if _nested_deeper(parsed, _DEEPEST):
         raise EventRejected("event", raw[:100], f"nested more than {_DEEPEST} levels deep")
     return parsed
@@ -256,7 +264,7 @@ def _explain(message: str, raw: Mapping[str, Any]) -> EventRejected:
 
 
 def _check(event: Event, at: datetime, rules: EventRules, now_us: int) -> None:
-    required = rules.kinds.get(event.kind)
+    required = rules.all_kinds.get(event.kind)
     if required is None:
         raise EventRejected("kind", event.kind, f"unknown; known are {', '.join(rules.kinds)}")
     for name in required:
@@ -335,7 +343,7 @@ def _acceptable(rows: pa.RecordBatch, rules: EventRules, now_us: int) -> np.ndar
         good = pc.and_(good, pc.fill_null(fits, name != "event_id"))
     good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["position"], 0), True))
     kinds_ok = pa.array(np.zeros(rows.num_rows, dtype=bool))
-    for kind, required in rules.kinds.items():
+    for kind, required in rules.all_kinds.items():
         low, high = rules.value_range.get(kind, _ANY_VALUE)
         ok = pc.equal(rows["kind"], kind)
         for name in required:

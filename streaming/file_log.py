@@ -17,7 +17,7 @@ from pathlib import Path
 import xxhash
 
 from streaming.errors import Fenced, LogError, LogFull
-from streaming.log import TOPICS, Append, Positions, Record, TopicPartition
+from streaming.log import TOPICS, Append, Positions, Record, TopicPartition, WholeMembership
 
 POLL_S = 0.004
 # Where file times are coarse, two commits within one tick can look like one.
@@ -66,6 +66,10 @@ class FileLog:
         with self._exclusive() as connection:
             yield _FileTransaction(self, connection, group)
 
+    def join(self, group: str, topics: Sequence[str]) -> WholeMembership:  # noqa: ARG002
+        """One process reads everything; a second one of the group would be `Fenced`."""
+        return WholeMembership(frozenset(self._places(topics)))
+
     def positions(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         with self._translated():
             rows = self._connection.execute(
@@ -77,6 +81,9 @@ class FileLog:
     def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         with self._translated():
             return {place: self._end(place) for place in self._places(topics)}
+
+    def partition_of(self, topic: str, key: bytes) -> int:
+        return xxhash.xxh3_64_intdigest(key) % self._count(topic)
 
     def close(self) -> None:
         with self._in_use:  # SQLite crashes if a connection is closed under its user
@@ -156,17 +163,22 @@ class FileLog:
         return 0 if row[0] is None else int(row[0]) + 1
 
     def _place(self, record: Append) -> TopicPartition:
-        count = self._partitions.get(record.topic, 0)
-        if count == 0:
-            raise LogError(f"topic {record.topic!r} does not exist in {self._path}")
-        digest = 0 if record.key is None else xxhash.xxh3_64_intdigest(record.key)
-        return TopicPartition(record.topic, digest % count)
+        partition = record.partition
+        if partition is None:
+            partition = 0 if record.key is None else self.partition_of(record.topic, record.key)
+        return self._known(TopicPartition(record.topic, partition))
 
     def _places(self, topics: Sequence[str]) -> list[TopicPartition]:
         return [TopicPartition(t, p) for t in topics for p in range(self._partitions.get(t, 0))]
 
+    def _count(self, topic: str) -> int:
+        count = self._partitions.get(topic, 0)
+        if count == 0:
+            raise LogError(f"topic {topic!r} does not exist in {self._path}")
+        return count
+
     def _known(self, place: TopicPartition) -> TopicPartition:
-        if not 0 <= place.partition < self._partitions.get(place.topic, 0):
+        if not 0 <= place.partition < self._count(place.topic):
             raise LogError(f"{place.topic}/{place.partition} does not exist in {self._path}")
         return place
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 EVENTS = "events"
@@ -31,17 +30,19 @@ class TopicPartition(NamedTuple):
 Positions = Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
-    """A record on its way into the log; records of one `key` share a partition, in order."""
+class Append(NamedTuple):
+    """A record on its way into the log; records of one `key` share a partition, in order.
+
+    Where a `partition` is given, it counts and the key does not.
+    """
 
     topic: str
     value: bytes
     key: bytes | None = None
+    partition: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record as it lies in the log; `logged_us` is when it was appended (UTC, microseconds)."""
 
     topic: str
@@ -68,6 +69,33 @@ class Transaction(Protocol):
         ...
 
 
+class Membership(Protocol):
+    """One process's part in a consumer group."""
+
+    def assigned(self) -> frozenset[TopicPartition]:
+        """The partitions that are this process's own now; to be asked between turns.
+
+        Being asked is the sign of life: a member that is not asked for long loses its part.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Hands the partitions back at once; the membership must not be used afterwards."""
+        ...
+
+
+class WholeMembership(NamedTuple):
+    """The membership of a process that has everything to itself."""
+
+    places: frozenset[TopicPartition]
+
+    def assigned(self) -> frozenset[TopicPartition]:
+        return self.places
+
+    def leave(self) -> None:
+        pass
+
+
 class Log(Protocol):
     """Reads and appends records; one object may be used from several threads."""
 
@@ -88,12 +116,23 @@ class Log(Protocol):
         """A transaction for the consumer group; an exception inside it undoes everything."""
         ...
 
+    def join(self, group: str, topics: Sequence[str]) -> Membership:
+        """Becomes one of the processes that share the partitions of the topics."""
+        ...
+
     def positions(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Where the group stands in every partition of the topics; 0 where it never was."""
+        """Where the group stands in every partition of the topics.
+
+        Where it never was, that is the first record that is still there, or 0.
+        """
         ...
 
     def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """The offset that the next record of every partition will get."""
+        """Where a group stands that has read every record of every partition."""
+        ...
+
+    def partition_of(self, topic: str, key: bytes) -> int:
+        """The partition in which the records of this key lie."""
         ...
 
     def close(self) -> None:

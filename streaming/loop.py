@@ -26,7 +26,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,6 +97,7 @@ class Loop(Generic[S]):
         build: Callable[[Artefact | None], S],
         cuts: Path,
         *,
+        only: Collection[TopicPartition] | None = None,
         execute: Executor = append_only,
         redo: Executor = append_only,
         flush: Callable[[], None] = lambda: None,
@@ -114,7 +115,7 @@ class Loop(Generic[S]):
         self._reached = reached
         self._cuts = CutDirectory(cuts, self._config.cuts_kept)
         self._cut_positions: dict[TopicPartition, int] = {}
-        self.step, self._positions = self._recover(build, topics)
+        self.step, self._positions = self._recover(build, topics, only)
         self._cut_due = clock() + self._config.cut_every_s
 
     def run(self, stopping: threading.Event) -> None:
@@ -160,9 +161,16 @@ class Loop(Generic[S]):
         self._positions.update(moved)
 
     def _recover(
-        self, build: Callable[[Artefact | None], S], topics: Sequence[str]
+        self,
+        build: Callable[[Artefact | None], S],
+        topics: Sequence[str],
+        only: Collection[TopicPartition] | None,
     ) -> tuple[S, dict[TopicPartition, int]]:
-        committed = self._log.positions(self._group, topics)
+        committed = {
+            place: at
+            for place, at in self._log.positions(self._group, topics).items()
+            if only is None or place in only
+        }
         state, positions = self._cuts.newest()
         positions = {place: positions.get(place, 0) for place in committed}
         self._cut_positions = dict(positions)
