@@ -83,7 +83,10 @@ class FileLog:
             return {place: self._end(place) for place in self._places(topics)}
 
     def partition_of(self, topic: str, key: bytes) -> int:
-        return xxhash.xxh3_64_intdigest(key) % self._count(topic)
+        count = self._partitions.get(topic, 0)
+        if count == 0:
+            raise LogError(f"topic {topic!r} does not exist in {self._path}")
+        return xxhash.xxh3_64_intdigest(key) % count if key else 0
 
     def close(self) -> None:
         with self._in_use:  # SQLite crashes if a connection is closed under its user
@@ -165,20 +168,14 @@ class FileLog:
     def _place(self, record: Append) -> TopicPartition:
         partition = record.partition
         if partition is None:
-            partition = 0 if record.key is None else self.partition_of(record.topic, record.key)
+            partition = self.partition_of(record.topic, record.key or b"")
         return self._known(TopicPartition(record.topic, partition))
 
     def _places(self, topics: Sequence[str]) -> list[TopicPartition]:
         return [TopicPartition(t, p) for t in topics for p in range(self._partitions.get(t, 0))]
 
-    def _count(self, topic: str) -> int:
-        count = self._partitions.get(topic, 0)
-        if count == 0:
-            raise LogError(f"topic {topic!r} does not exist in {self._path}")
-        return count
-
     def _known(self, place: TopicPartition) -> TopicPartition:
-        if not 0 <= place.partition < self._count(place.topic):
+        if not 0 <= place.partition < self._partitions.get(place.topic, 0):
             raise LogError(f"{place.topic}/{place.partition} does not exist in {self._path}")
         return place
 
