@@ -13,9 +13,12 @@ from features.behaviour import Behaviour, BehaviourConfig
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
 from features.statistics import ItemStatistics
 from streaming.artefact import Artefact
+from streaming.event_columns import Ids, event_columns
 from streaming.events import EventRules
 from streaming.intake import Intake
 from streaming.log import Record
+
+_NOBODY = np.empty(0, np.int64)  # whose history is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,13 @@ class Aggregator:
             self._intake.restore(state.shards["intake"])
 
     def on_batch(self, records: Sequence[Record]) -> list[Push]:
-        events = self._intake.take(records).events
-        known = self._users.observe(events)
-        items = self._items.update(known)
-        if len(known.actions) == 0:
+        taken = self._intake.take(records)
+        actions = self._users.actions(event_columns(taken.events, taken.logged_us))
+        if len(actions.rows) == 0:
             return []
-        return [self._user_push(np.unique(known.user_id).tolist()),
-                self._item_push(items.tolist())]  # fmt: skip
+        self._users.observe(actions, _NOBODY, _NOBODY)
+        items = self._items.update(actions)
+        return [self._user_push(np.unique(actions.user_id)), self._item_push(items.tolist())]
 
     def on_time(self, now_us: int) -> list[Push]:  # noqa: ARG002
         return []
@@ -68,31 +71,32 @@ class Aggregator:
             **self._users.tables(),
             **self._items.tables(),
         }
-        return Artefact({"users": len(self._users.histories)}, shards)
+        return Artefact({"users": len(self._users)}, shards)
 
-    def _user_push(self, users: list[int]) -> Push:
-        histories = [self._users.histories[user] for user in users]
+    def _user_push(self, users: Ids) -> Push:
+        found, newest_us = self._users.histories(users)
+        offsets = pa.array(found.offsets, pa.int32())
         columns = [
-            users,
-            [h.newest_us for h in histories],
-            [h.items for h in histories],
-            [h.rewards for h in histories],
-            [h.newest_us for h in histories],
+            pa.array(users),
+            pa.array(newest_us),
+            pa.ListArray.from_arrays(offsets, pa.array(found.items)),
+            pa.ListArray.from_arrays(offsets, pa.array(found.rewards)),
+            pa.array(newest_us),
         ]
         return _push(USER_HISTORY, columns)
 
     def _item_push(self, items: list[int]) -> Push:
         statistics = [self._items.get(item) for item in items]
         columns = [
-            items,
-            [s.newest_us for s in statistics],
-            [s.actions for s in statistics],
-            [s.rewards / s.actions for s in statistics],
-            [s.popularity for s in statistics],
+            pa.array(items, pa.int64()),
+            pa.array([s.newest_us for s in statistics]),
+            pa.array([s.actions for s in statistics]),
+            pa.array([s.rewards / s.actions for s in statistics]),
+            pa.array([s.popularity for s in statistics]),
         ]
         return _push(ITEM_STATISTICS, columns)
 
 
-def _push(view: View, columns: Sequence[object]) -> Push:
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, view.schema, strict=True)]
+def _push(view: View, columns: Sequence[pa.Array]) -> Push:
+    arrays = [column.cast(f.type) for column, f in zip(columns, view.schema, strict=True)]
     return Push(view, pa.Table.from_arrays(arrays, schema=view.schema))

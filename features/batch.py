@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
@@ -81,8 +82,8 @@ class Samples:
 
 
 def read_samples(batch: pa.RecordBatch) -> Samples:
-    """The rows of a micro-batch that are samples."""
-    rows = batch.filter(batch["user_id"].is_valid())
+    """The rows of a micro-batch that are actions: what a retrieval model learns from."""
+    rows = batch.filter(pc.and_(batch["user_id"].is_valid(), batch["reward"].is_valid()))
     return Samples(
         Users(
             rows["user_id"].to_numpy(),

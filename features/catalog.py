@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.aggregator import AggregatorConfig
-from features.behaviour import Behaviour, BehaviourConfig
+from features.behaviour import BehaviourConfig
 from features.statistics import ItemStatistics
 from streaming.artefact import Artefact
+from streaming.event_columns import event_columns
 from streaming.events import EventRules
 from streaming.ids import stable_id
 from streaming.intake import Intake
@@ -51,8 +52,7 @@ class Catalog:
         state: Artefact | None = None,
     ) -> None:
         self._intake = Intake(rules, aggregator.remembered_events)
-        self._rewards = BehaviourConfig(length=1, rewards=behaviour.rewards)
-        self._users = Behaviour(self._rewards)
+        self._behaviour = behaviour
         self._statistics = ItemStatistics(aggregator.popularity_half_life, state)
         self._items: dict[int, CatalogItem] = {}
         self._popular: list[int] = []
@@ -66,7 +66,8 @@ class Catalog:
         return len(self._items)
 
     def on_batch(self, records: Sequence[Record]) -> list[object]:
-        events = self._intake.take(records).events
+        taken = self._intake.take(records)
+        events = taken.events
         declared = events.filter(pc.equal(events["kind"], "item"))
         pairs = zip(
             declared["item_id"].to_pylist(), declared["attributes"].to_pylist(), strict=True
@@ -76,8 +77,7 @@ class Catalog:
         for item in pc.unique(events["item_id"].drop_null()).to_pylist():
             if stable_id(item) not in self._items:
                 self._put(item, {})
-        self._statistics.update(self._users.observe(events))
-        self._users.histories.clear()  # only the rewards were wanted
+        self._statistics.update(self._behaviour.actions(event_columns(events, taken.logged_us)))
         self._rank()
         return []
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streaming.artefact import Artefact
-from streaming.joiner import PointInTimeColumns
+from streaming.event_columns import Actions
 
 
 @dataclass(slots=True)
@@ -38,9 +38,9 @@ class ItemStatistics:
         if state is not None:
             self._restore(state.shards["statistics"])
 
-    def update(self, known: PointInTimeColumns) -> NDArray[np.int64]:
+    def update(self, actions: Actions) -> NDArray[np.int64]:
         """Takes actions in order; returns the distinct items that changed."""
-        columns = (known.item_id, known.reward, known.at_us)
+        columns = (actions.item_id, actions.reward, actions.at_us)
         for item, reward, at_us in zip(*(c.tolist() for c in columns), strict=True):
             self._weight *= 2.0 ** (1.0 / self._half_life)
             statistic = self.items.setdefault(item, ItemStatistic())
@@ -50,7 +50,7 @@ class ItemStatistics:
             statistic.popularity += self._weight * reward
             if self._weight > 1e100:
                 self._rescale()
-        return np.unique(known.item_id)
+        return np.unique(actions.item_id)
 
     def get(self, item: int) -> ItemStatistic:
         """The statistic of an item, its popularity in units of one action now."""

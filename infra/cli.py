@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from infra import archive_command, edge_commands, replay_command, topics_command, visitors_command
+from infra.log_option import HomeOption, LogOption
 from streaming.errors import HeadraceError
 
 app = typer.Typer(
@@ -25,16 +27,16 @@ app = typer.Typer(
     (`.headrace` by default).""",
 )
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--home", envvar="HEADRACE_HOME", help="Where the state lives.", show_default=".headrace"
-    ),
-]
+app.command()(edge_commands.ingest)
+app.add_typer(edge_commands.dead_letters, name="dead-letters")
+app.command()(replay_command.replay)
+app.add_typer(archive_command.archive, name="archive")
+app.command()(topics_command.topics)
+app.command()(visitors_command.visitors)
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - the options of a command line
     recipe: Annotated[
         str, typer.Argument(help="A recipe: the name of a shipped one, or a .toml file.")
     ] = "movielens",
@@ -50,6 +52,7 @@ def run(
         ),
     ] = None,
     home: HomeOption = None,
+    log: LogOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget everything learnt and start over.")
     ] = False,
@@ -67,7 +70,7 @@ def run(
         loaded = replace(loaded, serving=replace(loaded.serving, host=host))
     run_system(
         loaded,
-        Home(home or Path(".headrace")),
+        Home(home or Path(".headrace"), log or loaded.log),
         port,
         fresh=fresh,
         until_learnt=until_learnt,
@@ -77,23 +80,18 @@ def run(
 @app.command()
 def status(
     home: HomeOption = None,
+    log: LogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell where every step stands: positions, lag, version, watermark, freshness."""
-    from infra.home import Home
+    from contextlib import closing
+
+    from infra.log_option import chosen_log
     from infra.status import show_status
     from infra.status import status as read_status
-    from streaming.errors import ConfigError
-    from streaming.open_log import open_log
 
-    place = Home(home or Path(".headrace"))
-    if not place.exists:
-        raise ConfigError(f"nothing has run in {place.path} yet: start with `headrace run`")
-    log = open_log(place.log_url)
-    try:
-        found = read_status(log)
-    finally:
-        log.close()
+    with closing(chosen_log(log, home)) as opened:
+        found = read_status(opened)
     if as_json:
         typer.echo(json.dumps(found))
     else:

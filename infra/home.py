@@ -11,22 +11,41 @@ from pathlib import Path
 
 from streaming.errors import ConfigError
 
-_OWNED = ("log.db", "log.db-wal", "log.db-shm", "cuts", "versions", "features", "logs", "lock")
+_OWNED = (
+    *("log.db", "log.db-wal", "log.db-shm"),
+    *("cuts", "versions", "features", "archive", "logs", "lock"),
+)
 
 
 class Home:
-    """Names of everything under `HEADRACE_HOME` (`.headrace` by default)."""
+    """Names of everything under `HEADRACE_HOME` (`.headrace` by default).
 
-    def __init__(self, path: Path) -> None:
+    `log` is the URL of the log that its state belongs to; by default the one inside.
+    """
+
+    def __init__(self, path: Path, log: str | None = None) -> None:
         self.path = path.resolve()
+        self._log = log
+
+    @property
+    def embedded_log_url(self) -> str:
+        return (self.path / "log.db").as_uri()
 
     @property
     def log_url(self) -> str:
-        return (self.path / "log.db").as_uri()
+        return self._log or self.embedded_log_url
+
+    @property
+    def log_is_embedded(self) -> bool:
+        return self.log_url == self.embedded_log_url
 
     @property
     def features(self) -> Path:
         return self.path / "features"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
 
     @property
     def versions(self) -> Path:
@@ -41,7 +60,7 @@ class Home:
     @property
     def exists(self) -> bool:
         """Whether there is state to go on from."""
-        return (self.path / "log.db").exists()
+        return (self.path / ("log.db" if self.log_is_embedded else "logs")).exists()
 
     def make(self) -> None:
         """Makes the directories.

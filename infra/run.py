@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,24 +18,28 @@ from features.catalog import Catalog
 from features.store import FeastStore
 from infra.home import Home
 from infra.progress import Reporter
-from infra.recipe import Recipe
+from infra.recipe import NO_SOURCE, Recipe
+from infra.signals import stopped_by_signals
 from infra.status import progress, status
+from infra.wiring import archiver
 from infra.workers import Workers, log_to_file
-from serving.api import Service, create_app, time_text
+from serving.api import Service, create_app
 from serving.follower import Follower
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
-from streaming.errors import ConfigError, HeadraceError
-from streaming.log import EVENTS, Log
+from serving.times import time_text
+from streaming.errors import ConfigError, HeadraceError, LogError
+from streaming.log import EVENTS, TOPICS, Log
 from streaming.loop import Loop
 from streaming.open_log import open_log
-from streaming.sources.movielens import MovieLens
+from streaming.sources.registry import open_source
 from streaming.sources.replay import Replay
 from trainers.versions import VersionInfo, VersionStore
 
 logger = logging.getLogger(__name__)
 ROLES = ("joiner", "aggregator", "trainer")
+SETTLED_S = 1.0
 
 
 class System:
@@ -51,10 +55,11 @@ class System:
         self.stopping = threading.Event()
         self.failure: str | None = None
         self.metrics = ServingMetrics()
-        self.log: Log = open_log(home.log_url)
+        self.log: Log = _open(home)
         self.replica = Replica()
         self.replay = self._make_replay()
         self._events_per_s = 0.0
+        self._settled: tuple[object, float] = (None, 0.0)
         self.workers = Workers(ROLES, recipe, home, self.fail)
 
     @property
@@ -89,11 +94,14 @@ class System:
             stack.callback(self.workers.stop)
             stack.callback(self.stopping.set)
             self.workers.start()
-            for name, run in (
-                ("catalog", catalog_loop.run),
-                ("follower", self._make_follower().run),
-                ("replay", self._run_replay),
-            ):
+            threads = {
+                "catalog": catalog_loop.run,
+                "follower": self._make_follower().run,
+                "replay": self._run_replay,
+            }
+            if self._recipe.archive.enabled:
+                threads["archive"] = self._run_archive
+            for name, run in threads.items():
                 stack.enter_context(self._thread(name, run))
             yield
 
@@ -112,9 +120,7 @@ class System:
             **found,
             "ready": self.not_ready() is None,
             "caught_up": (replay is None or replay.done >= replay.total)
-            and not any(found["lag"].values())
-            and info is not None
-            and info.step == found["positions"]["trainer"],
+            and self._all_is_served(found, info),
             "replay": None
             if replay is None
             else {
@@ -128,12 +134,30 @@ class System:
             "restarts": self.workers.restarts,
         }
 
+    def _all_is_served(self, found: dict[str, Any], info: VersionInfo | None) -> bool:
+        """Whether nothing waits, and what is served has learnt everything."""
+        newest = found["newest_version"]
+        now = time.monotonic()
+        waiting = any(found["lag"].values())
+        if waiting or info is None or newest is None or info.name != newest["name"]:
+            self._settled = (None, now)
+            return False
+        if self._home.log_is_embedded:  # there a step is an offset
+            return bool(info.step == found["positions"]["trainer"])
+        # A trainer that has learnt more publishes it soon.
+        state = (found["version"], found["records"])
+        if state != self._settled[0]:
+            self._settled = (state, now)
+        return now - self._settled[1] > SETTLED_S + self._recipe.trainer.publish_every_s
+
     # -- the parts -------------------------------------------------------------------------
 
     def _make_replay(self) -> Replay | None:
-        if self._recipe.source == "none":
+        if self._recipe.source == NO_SOURCE:
             return None
-        return Replay(self.log, MovieLens(), self._waiting, self._recipe.replay)
+        data = Path(self._recipe.data) if self._recipe.data else None
+        source = open_source(self._recipe.source, data)
+        return Replay(self.log, source, self._waiting, self._recipe.replay)
 
     def _waiting(self) -> int:
         """Records on the way: in front of the feature store, or of the trainer."""
@@ -153,6 +177,9 @@ class System:
             self._events_per_s = (now - done) / period_s
             done = now
 
+    def _run_archive(self, stopping: threading.Event) -> None:
+        archiver(self._recipe, self._home, self.log).run(stopping)
+
     def _make_catalog_loop(self) -> Loop[Catalog]:
         return Loop(
             self.log,
@@ -170,7 +197,8 @@ class System:
             self.log,
             VersionStore(self._home.versions),
             self.replica,
-            look_back=2 * self._recipe.trainer.snapshot_every + 1,
+            # Three offsets an announcement: each comes in a transaction, which may use up some.
+            look_back=3 * (2 * self._recipe.trainer.snapshot_every + 1),
             applied=self._observe_version,
         )
 
@@ -238,13 +266,14 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
     with home.locked():
         _check_port(recipe.serving.host, port)
         if fresh:
+            _refuse_fresh_on_a_shared_log(home)
             home.clear()
             home.make()
         log_to_file(home.log_file("run"))
         system = System(recipe, home, port)
-        with _stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
+        with stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
             # Once more inside: Ray puts handlers of its own in place of ours when it starts.
-            with system.running(), _stopped_by_signals(system.stopping):
+            with system.running(), stopped_by_signals(system.stopping):
                 while not system.stopping.wait(0.2):
                     found = system.status()
                     reporter.update(found)
@@ -254,6 +283,32 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
             reporter.stopped(system.failure is None)
         if system.failure is not None:
             raise HeadraceError(system.failure)
+
+
+def _open(home: Home) -> Log:
+    """The log, with all of its topics.
+
+    Raises:
+        LogError: it cannot be opened, or a topic is missing.
+    """
+    log = open_log(home.log_url)
+    there = {place.topic for place in log.ends(TOPICS)}
+    if missing := [topic for topic in TOPICS if topic not in there]:
+        log.close()
+        raise LogError(
+            f"the log has no topic {', '.join(missing)}: `headrace topics` shows the plan, and"
+            " `headrace topics --apply` makes them"
+        )
+    return log
+
+
+def _refuse_fresh_on_a_shared_log(home: Home) -> None:
+    if not home.log_is_embedded:
+        raise ConfigError(
+            "--fresh cannot empty a log in Kafka, which may be others' too: name another"
+            " topic_prefix in the log's URL and another HEADRACE_HOME, or delete the topics and the"
+            f" groups with Kafka's own tools, and {home.path}"
+        )
 
 
 def _check_port(host: str, port: int) -> None:
@@ -266,20 +321,3 @@ def _check_port(host: str, port: int) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it, or"
                 " set HEADRACE_PORT (or --port) to another"
             ) from None
-
-
-@contextmanager
-def _stopped_by_signals(stopping: threading.Event) -> Iterator[None]:
-    """Ctrl-C and a polite kill ask for a stop; a second Ctrl-C does not wait for it."""
-
-    def stop(number: int, frame: object) -> None:  # noqa: ARG001
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""How a home does: positions, lag, versions, watermark, freshness; read from its files alone."""
+"""How a system does: positions, lag, versions, watermark, freshness; read from its log alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serving.api import time_text
+from serving.times import time_text
 from streaming.log import EVENTS, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
 from trainers.versions import read_announcement
 
@@ -37,8 +37,11 @@ def progress(log: Log) -> Progress:
     """Reads where every group stands, in records."""
     # Positions first: what is appended in between makes a lag too large, never negative.
     positions = {g: sum(log.positions(g, [topic]).values()) for g, topic in GROUPS.items()}
-    ends = {topic: sum(log.ends([topic]).values()) for topic in TOPICS}
-    lag = {group: ends[topic] - positions[group] for group, topic in GROUPS.items()}
+    ends = dict.fromkeys(TOPICS, 0)
+    for place, end in log.ends(TOPICS).items():
+        ends[place.topic] += end
+    # What fell out of retention is not waiting for anybody.
+    lag = {group: max(0, ends[topic] - positions[group]) for group, topic in GROUPS.items()}
     return Progress(ends, positions, lag)
 
 
@@ -46,7 +49,9 @@ def newest_version(log: Log) -> dict[str, Any] | None:
     """The newest announcement on the topic `versions`."""
     place = TopicPartition(VERSIONS, 0)
     end = log.ends([VERSIONS])[place]
-    records = log.read({place: end - 1}, 1, timeout_s=0) if end else []
+    # A group that never was stands at the first record that is still there.
+    empty = end == log.positions("status", [VERSIONS])[place]
+    records = [] if empty else log.read({place: end - 1}, 1, timeout_s=0)
     if not records:
         return None
     announced: dict[str, Any] = json.loads(records[0].value)

@@ -9,27 +9,41 @@ from typing import Any
 
 from infra.home import Home
 from infra.recipe import Recipe
-from streaming.log import EVENTS, SAMPLES, Log
+from streaming.archive import Archive
+from streaming.archiver import GROUP as ARCHIVE
+from streaming.archiver import Archiver, ArchiveStep
+from streaming.artefact import Artefact
+from streaming.log import EVENTS, SAMPLES, Log, TopicPartition
 from streaming.loop import Loop
+from streaming.shares import Shares, SharesConfig
 
 # Each builder imports what only its own process needs: importing Feast takes seconds.
 
 
-def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
-    """`events` -> `samples` and `dead-letters`."""
+def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
+    """`events` -> `samples` and `dead-letters`; joiners share the partitions of `events`."""
     from features.behaviour import Behaviour
     from streaming.joiner import Joiner
 
-    return Loop(
-        log,
-        "joiner",
-        [EVENTS],
-        lambda state: Joiner(
-            recipe.joiner, recipe.events, Behaviour(recipe.behaviour, state), state
-        ),
-        home.cuts("joiner"),
-        config=recipe.loop,
-    )
+    def of_partition(place: TopicPartition) -> Loop[Any]:
+        return Loop(
+            log,
+            "joiner",
+            [EVENTS],
+            lambda state: Joiner(
+                recipe.joiner,
+                recipe.events,
+                Behaviour(recipe.behaviour, state),
+                state,
+                place.partition,
+            ),
+            home.cuts(f"joiner/{place.partition}"),
+            only=[place],
+            config=recipe.loop,
+        )
+
+    config = SharesConfig(recipe.loop.limit, recipe.loop.idle_s)
+    return Shares(log, "joiner", [EVENTS], of_partition, config)
 
 
 def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
@@ -75,7 +89,23 @@ def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     )
 
 
-LOOPS: dict[str, Callable[[Recipe, Home, Log], Loop[Any]]] = {
+def archive_step(recipe: Recipe, state: Artefact | None = None) -> ArchiveStep:
+    """What the archiver makes of records: it must remember just what the joiner remembers."""
+    return ArchiveStep(recipe.events, recipe.joiner.remembered_events, state)
+
+
+def archiver(recipe: Recipe, home: Home, log: Log) -> Archiver:
+    """`events` and `samples` -> Parquet by day."""
+    return Archiver(
+        log,
+        Archive(home.archive),
+        lambda state: archive_step(recipe, state),
+        home.cuts(ARCHIVE),
+        recipe.archive,
+    )
+
+
+LOOPS: dict[str, Callable[[Recipe, Home, Log], Loop[Any] | Shares]] = {
     "joiner": joiner_loop,
     "aggregator": aggregator_loop,
     "trainer": trainer_loop,

@@ -35,10 +35,10 @@ _OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing travels through it
 class Worker:
     """Runs one loop until it is told to stop."""
 
-    def __init__(self, role: str, recipe: Recipe, home: Path) -> None:
+    def __init__(self, role: str, recipe: Recipe, home: Home) -> None:
         self._role = role
         self._recipe = recipe
-        self._home = Home(home)
+        self._home = home
         self._stopping = threading.Event()
         log_to_file(self._home.log_file(role))
 
@@ -124,7 +124,7 @@ class Workers:
         """Keeps one role alive: a death is followed by a new actor, an error by the end."""
         deaths: deque[float] = deque(maxlen=self._restarts_a_minute)
         while not self._stopping.is_set():
-            actor = _actor_class().remote(role, self._recipe, self._home.path)
+            actor = _actor_class().remote(role, self._recipe, self._home)
             self._actors[role] = actor
             try:
                 sentence = ray.get(actor.run.remote())

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +15,25 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, PositiveInt
+from starlette.requests import ClientDisconnect
 
 from features.catalog import Catalog, CatalogItem
+from serving.ingestion import (
+    BadBody,
+    BodyTooLarge,
+    Desk,
+    EventsAnswer,
+    LinesAnswer,
+    LineTaker,
+    Unpacker,
+    take_list,
+)
 from serving.metrics import ServingMetrics
 from serving.recommender import Answer, Recommendation, Recommender
-from streaming.errors import EventRejected, HeadraceError, LogFull
-from streaming.events import EventRules, encode_event, microseconds, parse_event
+from serving.times import time_text
+from streaming.errors import HeadraceError, LogFull
+from streaming.events import EventRules
 from streaming.log import Log
 
 logger = logging.getLogger(__name__)
@@ -32,7 +43,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 UserId = Annotated[str, Query(min_length=1, max_length=256, description="The user's id.")]
 Count = Annotated[int, Query(ge=1, le=500, description="How many items at most.")]
@@ -42,12 +53,14 @@ Count = Annotated[int, Query(ge=1, le=500, description="How many items at most."
 class ApiConfig:
     """Where to listen, and how much a request may bring.
 
-    A `host` other than a loopback address opens the service to the network.
+    A `host` other than a loopback address opens the service to the network. Bodies are measured
+    unpacked. NDJSON has a limit of its own, for it is taken in batches of `max_events`.
     """
 
     host: str = "127.0.0.1"
     max_body_bytes: PositiveInt = 1_048_576
     max_events: PositiveInt = 1_000
+    max_ndjson_bytes: PositiveInt = 67_108_864
 
 
 class Item(BaseModel):
@@ -83,25 +96,6 @@ class RecommendAnswer(BaseModel):
     watermark: str | None
     known_actions: int
     features_at: str | None
-
-
-class AcceptedEvent(BaseModel):
-    event_id: str
-    at: str
-
-
-class RejectedEvent(BaseModel):
-    """`index` is the event's place in the list that was sent, 0 for a single event."""
-
-    index: int
-    field: str
-    value: str
-    reason: str
-
-
-class EventsAnswer(BaseModel):
-    accepted: list[AcceptedEvent] = Field(default_factory=list)
-    rejected: list[RejectedEvent] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,24 +141,45 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
         """Items by the words of their title; what is popular for an empty search."""
         return ItemsAnswer(items=[_item(i) for i in service.catalog.search(search[:200], limit)])
 
+    desk = Desk(service.log, service.rules, service.metrics)
+
     @app.post(
         "/v1/events",
         status_code=202,
-        responses={413: {}, 422: {"model": EventsAnswer}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-            "schema": {"oneOf": [{"type": "object"}, {"type": "array"}]},
-            "example": {"kind": "rate", "user_id": "u1", "item_id": "318", "value": 5},
-        }}}},
+        response_model=EventsAnswer | LinesAnswer,
+        responses={
+            400: {}, 413: {}, 415: {}, 503: {}, 507: {},
+            422: {"model": EventsAnswer | LinesAnswer},
+        },
+        openapi_extra={"requestBody": {"required": True, "content": {
+            "application/json": {
+                "schema": {"oneOf": [{"type": "object"}, {"type": "array"}]},
+                "example": {"kind": "rate", "user_id": "u1", "item_id": "318", "value": 5},
+            },
+            "application/x-ndjson": {"schema": {"type": "string"}},
+        }}},
     )  # fmt: skip
     async def events(request: Request) -> Response:
-        """Takes one event or a list; answers what was accepted, and what was not and why."""
-        sent = await _json_body(request, config)
+        """Takes one event, a list, or lines; answers what was accepted, and what was not and why.
+
+        Lines (`application/x-ndjson`) are taken as they come, so that there may be many. Any body
+        may be gzip.
+        """
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("gzip", "identity", ""):
+            return _error(415, f"Content-Encoding {encoding!r}: send gzip, or nothing packed")
+        try:
+            if _media_type(request) in NDJSON_TYPES:
+                return await _take_lines(request, desk, config)
+            sent = await _json_body(request, config)
+        except ClientDisconnect:
+            return _error(400, "the body ended early")  # nobody is there to read it
         if isinstance(sent, Response):
             return sent
         listed = sent if isinstance(sent, list) else [sent]
         if len(listed) > config.max_events:
             return _error(413, f"{len(listed)} events: {config.max_events} at most in one request")
-        answer = await run_in_threadpool(_append, service, listed)
+        answer = await run_in_threadpool(take_list, desk, listed)
         status = 202 if answer.accepted or not listed else 422
         return JSONResponse(answer.model_dump(), status)
 
@@ -202,51 +217,62 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
     return app
 
 
-def time_text(at_us: int | None) -> str | None:
-    """A time in microseconds as 2026-11-21T10:00:00.000000Z: of fixed width, so it sorts."""
-    if at_us is None:
-        return None
-    return (_EPOCH + timedelta(microseconds=at_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _append(service: Service, listed: list[Any]) -> EventsAnswer:
-    """Checks each event by itself; those that pass are in the log, durably, on return."""
-    now_us = time.time_ns() // 1000
-    answer = EventsAnswer()
-    records = []
-    for index, raw in enumerate(listed):
-        try:
-            if not isinstance(raw, dict):
-                raise EventRejected("event", raw, "not a JSON object")
-            event = parse_event(json.dumps(raw).encode(), service.rules, now_us)
-        except EventRejected as error:
-            answer.rejected.append(
-                RejectedEvent(
-                    index=index, field=error.field, value=error.value, reason=error.reason
-                )
-            )
-            continue
-        records.append(encode_event(event))
-        at = None if event.at is None else time_text(microseconds(event.at))
-        answer.accepted.append(AcceptedEvent(event_id=event.event_id or "", at=at or ""))
-    if records:
-        service.log.append(records)
-    service.metrics.events.labels("accepted").inc(len(answer.accepted))
-    service.metrics.events.labels("rejected").inc(len(answer.rejected))
-    return answer
-
-
 async def _json_body(request: Request, config: ApiConfig) -> Any:
     """The body parsed, or the response that refuses it; never more than the limit is held."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > config.max_body_bytes:
-            return _error(413, f"the body is over {config.max_body_bytes} bytes: send less at once")
+    unpacker = Unpacker(_is_packed(request), config.max_body_bytes)
+    try:
+        async for chunk in request.stream():
+            for piece in unpacker.feed(chunk):
+                body += piece
+        for piece in unpacker.finish():
+            body += piece
+    except (BodyTooLarge, BadBody) as error:
+        return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        return _error(400, f"the body is not JSON ({error}): send one event or a list of events")
+        return _error(
+            400,
+            f"the body is not JSON ({error}): send one event or a list of events, or one event a"
+            " line with Content-Type: application/x-ndjson",
+        )
+
+
+async def _take_lines(request: Request, desk: Desk, config: ApiConfig) -> Response:
+    """Takes the lines of a body as they come; memory holds one batch of them."""
+    unpacker = Unpacker(_is_packed(request), config.max_ndjson_bytes)
+    taker = LineTaker(desk, config.max_events, unpacker)
+    try:
+        async for chunk in request.stream():
+            await run_in_threadpool(taker.feed, chunk)
+        answer = await run_in_threadpool(taker.finish)
+    except HeadraceError as error:
+        status, headers = _status_of(error)
+        answer = taker.answer.model_copy(update={"error": str(error)})
+        return JSONResponse(answer.model_dump(), status, headers)
+    status = 202 if answer.accepted_count or not answer.rejected_count else 422
+    return JSONResponse(answer.model_dump(exclude_none=True), status)
+
+
+def _is_packed(request: Request) -> bool:
+    return request.headers.get("content-encoding", "").strip().lower() == "gzip"
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _status_of(error: HeadraceError) -> tuple[int, dict[str, str]]:
+    """What an error is in HTTP, and when it makes sense to come again."""
+    if isinstance(error, BodyTooLarge):
+        return 413, {}
+    if isinstance(error, BadBody):
+        return 400, {}
+    logger.error("%s", error)
+    if isinstance(error, LogFull):
+        return 507, {"Retry-After": "60"}  # somebody has to free some space
+    return 503, {"Retry-After": "2"}
 
 
 def _shown(answer: Answer, metrics: ServingMetrics, user_id: str | None) -> RecommendAnswer:
@@ -291,8 +317,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HeadraceError)
     async def unable(request: Request, error: HeadraceError) -> Response:  # noqa: ARG001
-        logger.error("%s", error)
-        return _error(507 if isinstance(error, LogFull) else 503, str(error))
+        status, headers = _status_of(error)
+        return JSONResponse({"error": str(error)}, status, headers)
 
 
 def _observed(

@@ -19,8 +19,8 @@ _PLACE = TopicPartition(VERSIONS, 0)
 class Follower:
     """Applies announced versions in order; a gap is healed from the newest snapshot.
 
-    While it heals, the replica goes on answering with what it has. `look_back` announcements
-    are searched for a snapshot; the trainer makes one at least that often.
+    While it heals, the replica goes on answering with what it has. `look_back` offsets are searched
+    for a snapshot; the trainer makes one at least that often.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class Follower:
         self._look_back = look_back
         self._applied = applied
         self._lineages: list[str] = []  # in the order in which they first came
-        self._position = max(0, log.ends([VERSIONS])[_PLACE] - look_back)
+        # A group that never was stands at the first record that is still there.
+        self._first = log.positions("follower", [VERSIONS])[_PLACE]
+        self._position = max(self._first, log.ends([VERSIONS])[_PLACE] - self._look_back)
 
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
@@ -102,7 +104,7 @@ class Follower:
 
     def _recent(self) -> list[VersionInfo]:
         records: list[Record] = []
-        position = max(0, self._position - self._look_back)
+        position = max(self._first, self._position - self._look_back)
         while position < self._position:
             found = self._log.read({_PLACE: position}, self._look_back, timeout_s=0)
             if not found:

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from features.batch import Ids, Users
+from streaming.id_map import IdMap
 from trainers.arrays import column_matrix, table_tensors
 from trainers.evaluation import best_scores
-from trainers.id_map import IdMap
 from trainers.models import Retriever, create
 from trainers.versions import Version, VersionInfo
 

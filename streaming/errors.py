@@ -5,6 +5,7 @@ HeadraceError
 ├── EventRejected        one event that cannot be accepted (field, value, reason)
 ├── SourceError          an input file that cannot be read as it should
 ├── LogError             the log cannot do what it was asked
+│   ├── Backpressure     it does not keep up: try again after `retry_after_s`
 │   ├── LogFull          no space is left for it
 │   └── Fenced           another process has taken over this consumer's work
 └── ArtefactError        a cut or a version on disk
@@ -29,7 +30,10 @@ class EventRejected(HeadraceError):
     """One event that cannot be accepted."""
 
     def __init__(self, field: str, value: object, reason: str) -> None:
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except RecursionError:
+            shown = f"a {type(value).__name__} nested too deep to show"
         self.field = field
         self.value = shown if len(shown) <= 120 else shown[:117] + "..."
         self.reason = reason
@@ -42,6 +46,16 @@ class SourceError(HeadraceError):
 
 class LogError(HeadraceError):
     """The log cannot do what it was asked."""
+
+
+class Backpressure(LogError):
+    """The log does not keep up; what was to be sent was not accepted."""
+
+    def __init__(self, retry_after_s: float, because: str = "") -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"the log does not keep up{because}: send the event again after {retry_after_s:g} s"
+        )
 
 
 class LogFull(LogError):

@@ -1,24 +1,22 @@
 """Events: what producers send, the rules they must keep, and their two forms in the log.
 
 One record of the topic `events` is either one JSON object (any producer, any language) or one
-Arrow IPC stream that holds a batch with `EVENT_SCHEMA`. Both are read into the same columns.
+Arrow IPC stream that holds a batch with `EVENT_SCHEMA`. `decode` reads both into the same columns.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from streaming.arrow_record import STREAM_STARTS, decode_batch, encode_batch
+from streaming.arrow_record import encode_batch
 from streaming.errors import EventRejected
 from streaming.log import EVENTS, Append, Record
 
@@ -38,11 +36,12 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 
+LIMITED_TEXTS = ("event_id", "user_id", "item_id", "request_id", "scenario")
+ANY_VALUE = (-1e300, 1e300)
+DEEPEST = 32  # levels of JSON
+LONGEST_IN_LOG = 4  # times what may be sent
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TEXTS = ("event_id", "user_id", "item_id", "request_id", "scenario")
-_ANY_VALUE = (-1e300, 1e300)
-_DEEPEST = 32
-_END_OF_TIME_US = 62_135_596_800_000_000  # as long after 1970 as the year 1 is before it
 _TYPE_ERROR = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<field>\w+)")
 _FIELD_ERROR = re.compile(r"(?P<reason>unknown|missing required) field `(?P<field>[^`]*)`")
 
@@ -111,7 +110,7 @@ def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) 
         EventRejected: names the field, its value and what is wrong with it.
     """
     if isinstance(raw, bytes):
-        raw = _parse_json(raw, rules.max_bytes)
+        raw = parse_object(raw, rules.max_bytes)
     try:
         event = msgspec.convert(raw, Event)
         at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at
@@ -131,8 +130,12 @@ def microseconds(at: datetime) -> int:
 
 def encode_event(event: Event) -> Append:
     """The event as a JSON record; events of one user share a partition, and so do an item's."""
-    key = event.user_id or event.item_id or ""
-    return Append(EVENTS, msgspec.json.encode(event), key.encode())
+    return Append(EVENTS, msgspec.json.encode(event), key_of(event))
+
+
+def key_of(event: Event) -> bytes:
+    """What decides the partition of an event: its user, else its item."""
+    return (event.user_id or event.item_id or "").encode()
 
 
 def encode_events(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
@@ -142,16 +145,32 @@ def encode_events(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
 
 def event_batch(events: Iterable[Event]) -> pa.RecordBatch:
     """Checked events as columns with `EVENT_SCHEMA`."""
-    rows = [
-        {
-            **msgspec.structs.asdict(event),
-            "attributes": None
-            if event.attributes is None
-            else msgspec.json.encode(event.attributes).decode(),
-        }
-        for event in events
+    rows = list(events)
+    columns = {f.name: [getattr(event, f.name) for event in rows] for f in EVENT_SCHEMA}
+    columns["attributes"] = [
+        None if found is None else msgspec.json.encode(found).decode()
+        for found in columns["attributes"]
     ]
-    return pa.RecordBatch.from_pylist(rows, schema=EVENT_SCHEMA)
+    arrays = [pa.array(columns[f.name], f.type) for f in EVENT_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=EVENT_SCHEMA)
+
+
+def read_event(record: Record, rules: EventRules) -> Event:
+    """The event of a JSON record; without an id it is named after its place, at every reading.
+
+    Raises:
+        EventRejected: as `parse_event` does.
+    """
+    # What was accepted within the limit may have grown by being filled in and written anew.
+    raw = parse_object(record.value, LONGEST_IN_LOG * rules.max_bytes)
+    if raw.get("event_id") is None:
+        raw["event_id"] = name_of(record)
+    return parse_event(raw, rules, record.logged_us)
+
+
+def name_of(record: Record) -> str:
+    """The `event_id` of an event that came without one."""
+    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,64 +186,12 @@ class Rejected:
     error: EventRejected
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """The acceptable events of some records in log order, and what was refused.
+def parse_object(raw: bytes, max_bytes: int, levels: int = DEEPEST) -> dict[str, Any]:
+    """A JSON object, nested so many levels at most.
 
-    `logged_us` has one entry per event: when its record was appended.
+    Raises:
+        EventRejected: it is too long, too deep, or not a JSON object.
     """
-
-    events: pa.RecordBatch
-    logged_us: np.ndarray[Any, np.dtype[np.int64]]
-    rejected: list[Rejected]
-
-
-def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
-    """Reads records of the topic `events`, in either form; never raises for what they hold."""
-    batches: list[pa.RecordBatch] = []
-    logged: list[tuple[int, int]] = []
-    rejected: list[Rejected] = []
-    singles: list[Event] = []
-
-    def flush_singles() -> None:
-        if singles:
-            batches.append(event_batch(singles))
-            singles.clear()
-
-    for record in records:
-        try:
-            if record.value.startswith(STREAM_STARTS):
-                flush_singles()
-                batch, bad = _decode_arrow(record, rules)
-                batches.append(batch)
-                rejected += bad
-                logged.append((record.logged_us, batch.num_rows))
-            else:
-                singles.append(_read_single(record, rules))
-                logged.append((record.logged_us, 1))
-        except EventRejected as error:
-            rejected.append(Rejected(record, None, record.value, error))
-    flush_singles()
-    times, counts = zip(*logged, strict=True) if logged else ((), ())
-    return Decoded(
-        pa.concat_batches(batches) if batches else event_batch([]),
-        np.repeat(np.array(times, dtype=np.int64), np.array(counts, dtype=np.int64)),
-        rejected,
-    )
-
-
-# -- the rules, one event at a time --------------------------------------------------------
-
-
-def _read_single(record: Record, rules: EventRules) -> Event:
-    """The event of a JSON record; without an id it is named after its place, at every reading."""
-    # What was accepted within the limit may have grown by being filled in and written anew.
-    raw = _parse_json(record.value, 4 * rules.max_bytes)
-    raw.setdefault("event_id", f"{record.topic}/{record.partition}/{record.offset}")
-    return parse_event(raw, rules, record.logged_us)
-
-
-def _parse_json(raw: bytes, max_bytes: int) -> dict[str, Any]:
     if len(raw) > max_bytes:
         reason = f"an event may have {max_bytes} bytes at most"
         raise EventRejected("event", f"{len(raw)} bytes", reason)
@@ -234,8 +201,8 @@ def _parse_json(raw: bytes, max_bytes: int) -> dict[str, Any]:
         raise EventRejected("event", raw[:100], f"not a JSON object: {error}") from None
     if not isinstance(parsed, dict):
         raise EventRejected("event", raw[:100], "not a JSON object")
-    if _nested_deeper(parsed, _DEEPEST):
-        raise EventRejected("event", raw[:100], f"nested more than {_DEEPEST} levels deep")
+    if _nested_deeper(parsed, levels):
+        raise EventRejected("event", raw[:100], f"nested more than {levels} levels deep")
     return parsed
 
 
@@ -270,14 +237,14 @@ def _check(event: Event, at: datetime, rules: EventRules, now_us: int) -> None:
     for name in required:
         if getattr(event, name) is None:
             raise EventRejected(name, None, f"missing, and kind {event.kind!r} must have it")
-    for name in _TEXTS:
+    for name in LIMITED_TEXTS:
         text = getattr(event, name)
         if text is not None and not 0 < len(text) <= rules.max_id_characters:
             raise EventRejected(name, text, f"must have 1 to {rules.max_id_characters} characters")
     if event.position is not None and not 0 <= event.position < 2**31:
         raise EventRejected("position", event.position, "must be 0 (the top) or more")
     if event.value is not None:
-        low, high = rules.value_range.get(event.kind, _ANY_VALUE)
+        low, high = rules.value_range.get(event.kind, ANY_VALUE)
         if not low <= event.value <= high:  # also False for a NaN
             reason = f"must be a number from {low:g} to {high:g} for {event.kind!r}"
             raise EventRejected("value", event.value, reason)
@@ -287,70 +254,3 @@ def _check(event: Event, at: datetime, rules: EventRules, now_us: int) -> None:
     if at_us > now_us + rules.max_ahead_s * 1e6:
         reason = f"more than {rules.max_ahead_s:g} s in the future; check the sender's clock"
         raise EventRejected("at", at.isoformat(), reason)
-
-
-# -- the same rules, on columns ------------------------------------------------------------
-
-
-def _decode_arrow(record: Record, rules: EventRules) -> tuple[pa.RecordBatch, list[Rejected]]:
-    try:
-        rows = decode_batch(record.value, EVENT_SCHEMA, "EVENT_SCHEMA")
-    except ValueError as error:
-        raise EventRejected("event", "an Arrow record", str(error)) from None
-    suspects = np.flatnonzero(~_acceptable(rows, rules, record.logged_us))
-    if len(suspects) == 0:
-        return rows, []
-    # The column check only says which rows to look at: the reason comes from the same words
-    # that a single event gets.
-    rejected, kept = [], np.ones(rows.num_rows, dtype=bool)
-    for row in suspects:
-        one = rows.slice(row, 1)
-        try:
-            parse_event(_row_values(one, rules), rules, record.logged_us)
-        except EventRejected as error:
-            kept[row] = False
-            rejected.append(Rejected(record, int(row), encode_batch(one), error))
-    return rows.filter(pa.array(kept)), rejected
-
-
-def _row_values(one: pa.RecordBatch, rules: EventRules) -> dict[str, Any]:
-    """A batch of one row as a single event would have come; only those get an id and a time."""
-    at_us = one["at"].cast(pa.int64())[0].as_py()
-    if at_us is not None and abs(at_us) >= _END_OF_TIME_US:  # no datetime can hold it
-        raise EventRejected("at", f"{at_us} us", "not within the years 1970 to 9999")
-    (row,) = one.to_pylist()
-    values = {name: value for name, value in row.items() if value is not None}
-    for name in ("event_id", "at"):
-        if name not in values:
-            raise EventRejected(name, None, "missing, and every row must have it")
-    if "attributes" in values:
-        try:
-            values["attributes"] = _parse_json(values["attributes"].encode(), rules.max_bytes)
-        except EventRejected as error:
-            raise EventRejected("attributes", values["attributes"], error.reason) from None
-    return values
-
-
-def _acceptable(rows: pa.RecordBatch, rules: EventRules, now_us: int) -> np.ndarray[Any, Any]:
-    """A row that is True keeps every rule; one that is False deserves a closer look."""
-    at = rows["at"].cast(pa.int64())
-    good = pc.and_(
-        pc.greater_equal(at, 0), pc.less_equal(at, now_us + int(rules.max_ahead_s * 1e6))
-    )
-    for name in _TEXTS:
-        size = pc.utf8_length(rows[name])
-        fits = pc.and_(pc.greater(size, 0), pc.less_equal(size, rules.max_id_characters))
-        good = pc.and_(good, pc.fill_null(fits, name != "event_id"))
-    good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["position"], 0), True))
-    kinds_ok = pa.array(np.zeros(rows.num_rows, dtype=bool))
-    for kind, required in rules.all_kinds.items():
-        low, high = rules.value_range.get(kind, _ANY_VALUE)
-        ok = pc.equal(rows["kind"], kind)
-        for name in required:
-            ok = pc.and_(ok, pc.is_valid(rows[name]))
-        fits = pc.and_(pc.greater_equal(rows["value"], low), pc.less_equal(rows["value"], high))
-        kinds_ok = pc.or_(kinds_ok, pc.and_(ok, pc.fill_null(fits, True)))
-    # Attributes are free text inside Arrow: let the single-event check parse them.
-    good = pc.and_(good, pc.and_(kinds_ok, pc.is_null(rows["attributes"])))
-    result: np.ndarray[Any, Any] = pc.fill_null(good, False).to_numpy(zero_copy_only=False)
-    return result

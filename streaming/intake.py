@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streaming.events import Decoded, EventRules, decode_events
+from streaming.decode import Decoded, decode_events
+from streaming.events import EventRules
 from streaming.ids import stable_ids
+from streaming.kernels import EMPTY, compiled, get, put, remove, slots_for
 from streaming.log import Record
 
 
@@ -18,13 +19,14 @@ class Intake:
     """Turns records into events that are acceptable and new.
 
     An event whose `event_id` is among the last `remembered` ones is a repeat and is dropped.
-    Memory is bounded: some 100 bytes for each remembered id.
+    Memory is bounded: 34 to 61 bytes for each remembered id, from the start.
     """
 
     def __init__(self, rules: EventRules, remembered: int = 200_000) -> None:
         self._rules = rules
-        self._remembered = remembered
-        self._seen: OrderedDict[int, None] = OrderedDict()  # in the order of arrival
+        self._ring = np.empty(remembered, dtype=np.int64)  # ids in the order of arrival
+        self._taken = 0  # so many ids were put into the ring, round and round
+        self._places = slots_for(remembered + 1)
         self.repeats = 0
 
     def take(self, records: Sequence[Record]) -> Decoded:
@@ -38,18 +40,43 @@ class Intake:
         return Decoded(kept, decoded.logged_us[fresh], decoded.rejected)
 
     def _fresh(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        fresh = np.ones(len(ids), dtype=bool)
-        for i, event_id in enumerate(ids.tolist()):
-            if event_id in self._seen:
-                fresh[i] = False
-                continue
-            self._seen[event_id] = None
-            if len(self._seen) > self._remembered:
-                self._seen.popitem(last=False)
+        fresh = np.zeros(len(ids), dtype=np.bool_)
+        self._taken = _remember(ids, self._ring, self._places, self._taken, fresh)
         return fresh
 
     def snapshot(self) -> pa.Table:
-        return pa.table({"event": pa.array(list(self._seen), pa.int64())})
+        oldest = self._taken % len(self._ring)
+        in_order = (
+            self._ring[: self._taken]
+            if self._taken < len(self._ring)
+            else np.concatenate([self._ring[oldest:], self._ring[:oldest]])
+        )
+        return pa.table({"event": pa.array(in_order, pa.int64())})
 
     def restore(self, table: pa.Table) -> None:
-        self._seen = OrderedDict.fromkeys(table["event"].to_pylist())
+        """Remembers what the snapshot holds, of it the newest where there is less room now."""
+        self._taken = 0
+        self._places = slots_for(len(self._ring) + 1)
+        self._fresh(table["event"].combine_chunks().to_numpy())
+
+
+@compiled
+def _remember(
+    ids: NDArray[np.int64],
+    ring: NDArray[np.int64],
+    places: NDArray[np.int64],
+    taken: int,
+    fresh: NDArray[np.bool_],
+) -> int:
+    """Marks the ids that are not in the ring, each put into it for the oldest; how many ever."""
+    for i in range(len(ids)):
+        if get(places, ids[i]) != EMPTY:
+            continue
+        fresh[i] = True
+        slot = taken % len(ring)
+        if taken >= len(ring):
+            remove(places, ring[slot])
+        ring[slot] = ids[i]
+        put(places, ids[i], slot)
+        taken += 1
+    return taken

@@ -1,33 +1,57 @@
-"""The joiner: events in, samples out, each with what was known about its user at that moment."""
+"""The joiner: events in, samples out, each with what was known about its user at that moment.
+
+An action without an impression is a sample at once. An impression is joined with what comes of it
+(`streaming.impressions`): a positive label leaves as soon as it comes, a negative one when its
+window ends, each as a row with only the labels that became known by it.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from streaming.arrow_record import filled_columns
 from streaming.artefact import Artefact
-from streaming.events import EventRules, Rejected
+from streaming.dead_letters import dead_letter
+from streaming.event_columns import (
+    NONE,
+    Actions,
+    EventColumns,
+    Histories,
+    Ids,
+    event_columns,
+)
+from streaming.event_order import EventOrder, Ordered, encode_tick
+from streaming.events import EventRules
 from streaming.ids import stable_id
+from streaming.impressions import Impressions, ImpressionsConfig, Rows
 from streaming.intake import Intake
-from streaming.log import DEAD_LETTERS, Append, Record
-from streaming.samples import SAMPLE_SCHEMA, encode_samples
+from streaming.join_kernels import ACTION, EVENT, IMPRESSION, NOTHING
+from streaming.log import Append, Record
+from streaming.samples import encode_samples, sample_schema
+
+_AT_ONCE = 4_096  # events in one run of the compiled part
+_LIVE_WITHIN_US = 60_000_000  # between an event and its record, in a partition that is not replayed
 
 
 class PointInTime(Protocol):
     """The state that the features floor keeps of users; handed in, for this floor knows none."""
 
-    def observe(self, events: pa.RecordBatch) -> PointInTimeColumns:
-        """Takes events in order; for each action, what was known just before it."""
+    def actions(self, events: EventColumns) -> Actions:
+        """The events that are actions."""
+        ...
+
+    def observe(self, actions: Actions, rows: Ids, users: Ids) -> Histories:
+        """Takes the actions in order; answers with the histories of `users`, each as it was just
+        before row `rows[i]` of the events, ascending.
+        """
         ...
 
     def tables(self) -> dict[str, pa.Table]:
@@ -35,34 +59,31 @@ class PointInTime(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PointInTimeColumns:
-    """For the rows `actions` of an event batch: who, what, and the history before it."""
-
-    actions: NDArray[np.int64]
-    user_id: NDArray[np.int64]
-    item_id: NDArray[np.int64]
-    history: pa.ListArray
-    history_rewards: pa.ListArray
-    reward: NDArray[np.float32]
-    at_us: NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class JoinerConfig:
     """A sample counts as liked from the reward `liked_from` on; `step_size` samples make a step.
 
-    `token_fields` are the item attributes that describe an item to the models.
+    `token_fields` are the item attributes that describe an item to the models. `history` actions
+    at most travel with a sample. Events are put in the order of their time within `lateness_s`,
+    which delays every sample by as much; 0 takes them as they come. Where a partition that
+    follows the clock is silent for `tick_after_s`, a tick tells it the time, if that closes a
+    window.
     """
 
     step_size: PositiveInt = 256
     liked_from: float = 0.5
     token_fields: tuple[str, ...] = ("genres", "year")
     remembered_events: PositiveInt = 200_000
+    history: PositiveInt = 100
+    lateness_s: NonNegativeFloat = 0.0
+    tick_after_s: PositiveFloat = 1.0
+    impressions: ImpressionsConfig = field(default_factory=ImpressionsConfig)
 
 
 class Joiner:
-    """The Step from `events` to `samples`; what it must refuse goes to `dead-letters`, whole."""
+    """The Step from one partition of `events` to `samples`; what it must refuse goes to
+    `dead-letters`, whole.
+    """
 
     def __init__(
         self,
@@ -70,64 +91,232 @@ class Joiner:
         rules: EventRules,
         users: PointInTime,
         state: Artefact | None = None,
+        partition: int = 0,
     ) -> None:
         self._config = config
+        self._rules = rules
         self._users = users
+        self._partition = partition
+        self._labels = {name: n for n, name in enumerate(config.impressions.labels)}
+        self._schema = sample_schema(self._labels)
         self._intake = Intake(rules, config.remembered_events)
+        self._order = EventOrder(round(config.lateness_s * 1e6))
+        self._impressions = Impressions(config.impressions, config.history, state)
+        self._kinds: dict[str, int] = {}  # numbered as they come
+        self._scenarios: dict[str, int] = {}
+        self._logged_us = 0
+        self._ticked_us = 0
         if state is not None:
             self._intake.restore(state.shards["intake"])
+            self._intake.repeats = state.meta["counts"]["repeated_events"]
+            self._order.restore(
+                state.shards["held"], state.meta["newest_us"], state.meta["counts"]["late_events"]
+            )
+            self._kinds = {kind: n for n, kind in enumerate(state.meta["kinds"])}
+            self._scenarios = {name: n for n, name in enumerate(state.meta["scenarios"])}
+            self._logged_us = state.meta["logged_us"]
+
+    # -- the Step protocol -----------------------------------------------------------------
 
     def on_batch(self, records: Sequence[Record]) -> list[Append]:
         taken = self._intake.take(records)
-        outputs = [_dead_letter(rejected) for rejected in taken.rejected]
-        batch = pa.concat_batches(
-            [self._declarations(taken.events, taken.logged_us),
-             self._samples(taken.events, taken.logged_us)]
-        )  # fmt: skip
-        for start in range(0, batch.num_rows, self._config.step_size):
-            outputs.append(encode_samples(batch.slice(start, self._config.step_size)))
-        return outputs
+        letters = [dead_letter(rejected) for rejected in taken.rejected]
+        if len(taken.logged_us):
+            self._logged_us = max(self._logged_us, int(taken.logged_us.max()))
+        return letters + self._joined(self._order.take(taken.events, taken.logged_us))
 
-    def on_time(self, now_us: int) -> list[Append]:  # noqa: ARG002
-        return []
+    def on_time(self, now_us: int) -> list[Append]:
+        """A tick for a partition in which nothing else says that time goes on.
+
+        Time travels through the log like everything else, for only so a replay repeats it.
+        """
+        lateness_us = round(self._config.lateness_s * 1e6)
+        due = []
+        if self._order.next_due_us is not None:
+            due.append(self._order.next_due_us)
+        if self._impressions.next_due_us is not None:
+            due.append(self._impressions.next_due_us + lateness_us)
+        silent_us = now_us - self._logged_us
+        # A replay of the past has a time of its own, and who replays says when it is over.
+        live = self._logged_us - self._order.newest_us < _LIVE_WITHIN_US
+        # One that was sent may lie behind much that is still to be read.
+        quiet_us = min(silent_us, now_us - self._ticked_us)
+        if not due or quiet_us < self._config.tick_after_s * 1e6 or not live:
+            return []
+        tick_us = self._order.newest_us + silent_us
+        if tick_us - 1 <= min(due):
+            return []
+        self._ticked_us = now_us
+        return [encode_tick("joiner", tick_us, self._partition)]
 
     def snapshot(self) -> Artefact:
-        return Artefact({}, {"intake": self._intake.snapshot(), **self._users.tables()})
-
-    def _samples(self, events: pa.RecordBatch, logged_us: NDArray[np.int64]) -> pa.RecordBatch:
-        known = self._users.observe(events)
-        rows = events.take(pa.array(known.actions))
-        return _columns(
-            rows.num_rows,
-            user_id=pa.array(known.user_id),
-            item_id=pa.array(known.item_id),
-            at=rows["at"],
-            kind=rows["kind"],
-            scenario=rows["scenario"],
-            request_id=rows["request_id"],
-            position=rows["position"],
-            history=known.history,
-            history_rewards=known.history_rewards,
-            reward=pa.array(known.reward),
-            label_liked=pa.array(known.reward >= self._config.liked_from),
-            logged_us=pa.array(logged_us[known.actions]),
+        meta = {
+            "counts": self.counts,
+            "newest_us": self._order.newest_us,
+            "logged_us": self._logged_us,
+            "kinds": list(self._kinds),
+            "scenarios": list(self._scenarios),
+        }
+        return Artefact(
+            meta,
+            {
+                "intake": self._intake.snapshot(),
+                "held": self._order.table(),
+                **self._impressions.tables(),
+                **self._users.tables(),
+            },
         )
 
-    def _declarations(self, events: pa.RecordBatch, logged_us: NDArray[np.int64]) -> pa.RecordBatch:
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the events so far, and what is held now."""
+        return {
+            **self._impressions.counts,
+            "late_events": self._order.late,
+            "repeated_events": self._intake.repeats,
+        }
+
+    # -- joining ---------------------------------------------------------------------------
+
+    def _joined(self, ordered: Ordered) -> list[Append]:
+        """The micro-batches that the events bring about."""
+        batches: list[pa.RecordBatch] = []
+        for start in range(0, ordered.events.num_rows, _AT_ONCE):
+            end = start + _AT_ONCE
+            batches.append(
+                self._rows(
+                    Ordered(
+                        ordered.events.slice(start, _AT_ONCE),
+                        ordered.now_us[start:end],
+                        ordered.logged_us[start:end],
+                    )
+                )
+            )
+        if not batches:
+            return []
+        rows = pa.concat_batches(batches)
+        key = b"%d" % self._partition
+        return [
+            encode_samples(rows.slice(start, self._config.step_size), key)
+            for start in range(0, rows.num_rows, self._config.step_size)
+        ]
+
+    def _rows(self, ordered: Ordered) -> pa.RecordBatch:
+        """All rows that leave, in the order of the events that made them leave."""
+        columns = event_columns(ordered.events, ordered.logged_us)
+        causes: list[Ids] = []
+        batches: list[pa.RecordBatch] = []
+        for rows in self._impressions.take(*self._told(columns, ordered.now_us)):
+            causes.append(rows.rows["event"])
+            batches.append(self._samples(rows, columns))
+        declared = np.flatnonzero(columns.kind == _number(columns.kinds, "item"))
+        if len(declared):
+            causes.append(declared)
+            batches.append(self._declarations(ordered.events.take(pa.array(declared)), columns,
+                                              declared))  # fmt: skip
+        if not batches:
+            return _columns(self._schema, 0)
+        together = pa.concat_batches(batches)
+        if len(batches) == 1 or not len(declared):
+            return together
+        return together.take(pa.array(np.argsort(np.concatenate(causes), kind="stable")))
+
+    def _told(self, events: EventColumns, now_us: Ids) -> tuple[NDArray[Any], Histories]:
+        """What the compiled part is told of the events, with the histories it may need."""
+        actions = self._users.actions(events)
+        label, value = self._label_of(events)
+        reward = np.full(len(events), np.nan, np.float32)
+        reward[actions.rows] = actions.reward
+        does = np.zeros(len(events), np.int8)
+        does[events.kind == _number(events.kinds, "impression")] = IMPRESSION
+        does[(label != NONE) | ~np.isnan(reward)] = ACTION
+        does[(events.user_id == NONE) | (events.item_id == NONE)] = NOTHING
+        asked = np.flatnonzero(does)
+        histories = self._users.observe(actions, asked, events.user_id[asked])
+        history = np.full(len(events), NONE)
+        history[asked] = np.arange(len(asked))
+        told = np.empty(len(events), EVENT)
+        for name, column in {
+            "now_us": now_us,
+            "at_us": events.at_us,
+            "user_id": events.user_id,
+            "item_id": events.item_id,
+            "request_id": events.request_id,
+            "history": history,
+            "position": events.position,
+            "scenario": np.append(_numbers(events.scenarios, self._scenarios), NONE)[
+                events.scenario
+            ],
+            "kind": _numbers(events.kinds, self._kinds)[events.kind],
+            "label": label,
+            "value": value,
+            "reward": reward,
+            "does": does,
+        }.items():
+            told[name] = column
+        return told, histories
+
+    def _label_of(self, events: EventColumns) -> tuple[Ids, NDArray[np.float32]]:
+        """For each event the number of the label it is about, and the label's value."""
+        numbers = np.array([self._labels.get(kind, NONE) for kind in events.kinds], np.int64)
+        graded = np.array(
+            [
+                kind in self._labels and self._config.impressions.labels[kind].graded
+                for kind in events.kinds
+            ],
+            np.bool_,
+        )
+        value = np.where(graded[events.kind], np.nan_to_num(events.value), 1.0)
+        return numbers[events.kind], value.astype(np.float32)
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def _samples(self, found: Rows, events: EventColumns) -> pa.RecordBatch:
+        rows = found.rows
+        kinds = pa.array(list(self._kinds), pa.string())
+        scenarios = pa.array(list(self._scenarios), pa.string())
+        kind = np.where(rows["kind"] == NONE, self._kinds.get("impression", 0), rows["kind"])
+        reward = pa.array(rows["reward"], mask=np.isnan(rows["reward"]))
+        liked = rows["reward"] >= self._config.liked_from
+        columns = {
+            "user_id": pa.array(rows["user_id"]),
+            "item_id": pa.array(rows["item_id"]),
+            "at": pa.array(rows["at_us"]),
+            "kind": kinds.take(pa.array(kind)),
+            "scenario": scenarios.take(_nullable(rows["scenario"])),
+            "request_id": _nullable(rows["request_id"]),
+            "position": _nullable(rows["position"]),
+            "history": _lists(found.histories.offsets, found.histories.items),
+            "history_rewards": _lists(found.histories.offsets, found.histories.rewards),
+            "reward": reward,
+            "label_liked": pa.array(liked, mask=np.isnan(rows["reward"])),
+            "negative_rate": pa.array(
+                np.full(len(rows), self._config.impressions.keep_negatives, np.float32),
+                mask=~rows["joined"],
+            ),
+            "logged_us": pa.array(events.logged_us[rows["event"]]),
+        }
+        for name, number in self._labels.items():
+            label = found.labels[:, number]
+            columns[f"label_{name}"] = pa.array(label, mask=np.isnan(label))
+        return _columns(self._schema, len(rows), **columns)
+
+    def _declarations(
+        self, items: pa.RecordBatch, events: EventColumns, rows: Ids
+    ) -> pa.RecordBatch:
         """The `item` events as rows without a user."""
-        where = np.flatnonzero(pc.equal(events["kind"], "item").to_numpy(zero_copy_only=False))
-        rows = events.take(pa.array(where))
         tokens = [
             item_tokens(json.loads(text or "{}"), self._config.token_fields)
-            for text in rows["attributes"].to_pylist()
+            for text in items["attributes"].to_pylist()
         ]
         return _columns(
-            rows.num_rows,
-            item_id=pa.array([stable_id(item) for item in rows["item_id"].to_pylist()], pa.int64()),
-            at=rows["at"],
-            kind=rows["kind"],
-            item_tokens=pa.array(tokens, SAMPLE_SCHEMA.field("item_tokens").type),
-            logged_us=pa.array(logged_us[where]),
+            self._schema,
+            len(rows),
+            item_id=pa.array(events.item_id[rows]),
+            at=items["at"],
+            kind=items["kind"],
+            item_tokens=pa.array(tokens, self._schema.field("item_tokens").type),
+            logged_us=pa.array(events.logged_us[rows]),
         )
 
 
@@ -141,23 +330,23 @@ def item_tokens(attributes: dict[str, object], fields: Sequence[str]) -> list[in
     return tokens
 
 
-def _columns(rows: int, **columns: pa.Array) -> pa.RecordBatch:
-    """A batch with `SAMPLE_SCHEMA`; columns that are not given are null."""
-    arrays = filled_columns(SAMPLE_SCHEMA, rows, columns)
-    return pa.RecordBatch.from_arrays(arrays, schema=SAMPLE_SCHEMA)
+def _number(texts: Sequence[str], text: str) -> int:
+    return texts.index(text) if text in texts else NONE
 
 
-def _dead_letter(rejected: Rejected) -> Append:
-    """What was refused, with the place it came from and the reason."""
-    record, error = rejected.record, rejected.error
-    letter = {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "row": rejected.row,
-        "field": error.field,
-        "value": error.value,
-        "reason": error.reason,
-        "record": base64.b64encode(rejected.raw).decode(),
-    }
-    return Append(DEAD_LETTERS, json.dumps(letter).encode(), record.key)
+def _numbers(texts: Sequence[str], known: dict[str, int]) -> Ids:
+    """The number of each text; one that is not known yet gets the next."""
+    return np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
+
+
+def _nullable(numbers: NDArray[Any]) -> pa.Array:
+    return pa.array(numbers, mask=numbers == NONE)
+
+
+def _lists(offsets: Ids, values: NDArray[Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+
+def _columns(schema: pa.Schema, rows: int, **columns: pa.Array) -> pa.RecordBatch:
+    """A batch with this schema; columns that are not given are null."""
+    return pa.RecordBatch.from_arrays(filled_columns(schema, rows, columns), schema=schema)

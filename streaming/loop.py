@@ -34,10 +34,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import PositiveInt
 
 from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
-from streaming.errors import ArtefactCorrupt, ArtefactError
-from streaming.log import Append, Log, Record, TopicPartition
+from streaming.errors import ArtefactCorrupt, ArtefactError, Fenced
+from streaming.log import Append, Log, Positions, Record, TopicPartition
 
 logger = logging.getLogger(__name__)
+
+REPLAY_WAIT_S = 10.0  # for records that must be there, from a log that may be far away
+# The group that never reads: it stands at the first record that is still there.
+NOBODY = "headrace.nobody"
 
 Output = Any  # an Append, or an instruction that the loop's executor understands
 Executor = Callable[[Sequence[Output]], Sequence[Append]]
@@ -107,6 +111,8 @@ class Loop(Generic[S]):
     ) -> None:
         self._log = log
         self._group = group
+        self._topics = topics
+        self._only = only
         self._execute = execute
         self._redo = redo
         self._flush = flush
@@ -115,7 +121,7 @@ class Loop(Generic[S]):
         self._reached = reached
         self._cuts = CutDirectory(cuts, self._config.cuts_kept)
         self._cut_positions: dict[TopicPartition, int] = {}
-        self.step, self._positions = self._recover(build, topics, only)
+        self.step, self._positions = self._recover(build)
         self._cut_due = clock() + self._config.cut_every_s
 
     def run(self, stopping: threading.Event) -> None:
@@ -127,6 +133,17 @@ class Loop(Generic[S]):
     def turn(self) -> int:
         """One pass through the commit order; returns how many records it dealt with."""
         records = self._log.read(self._positions, self._config.limit, self._config.idle_s)
+        self.take(records)
+        return len(records)
+
+    def take(self, records: Sequence[Record]) -> None:
+        """The commit order from 2 on, for records that somebody read from `positions` on.
+
+        After an error the loop must not be used again: its step is ahead of its positions.
+
+        Raises:
+            Fenced: another process works for the group; what was taken is undone.
+        """
         self._reached(1)
         outputs = list(self.step.on_batch(records)) if records else []
         outputs += self.step.on_time(int(self._clock() * 1e6))
@@ -138,13 +155,21 @@ class Loop(Generic[S]):
         self._reached(4)
         if self._clock() >= self._cut_due:
             self.cut()
-        return len(records)
 
     def cut(self) -> None:
-        """Saves positions and state now, unless nothing was read since the last cut."""
+        """Saves positions and state now, unless nothing was read since the last cut.
+
+        Raises:
+            Fenced: another process works for the group, and its cuts are the ones that count.
+        """
         self._cut_due = self._clock() + self._config.cut_every_s
         if self._positions == self._cut_positions:
             return
+        if self._committed() != self._positions:
+            raise Fenced(
+                f"group {self._group!r} has moved on from {self._positions}: another process"
+                " works for it; stop one of the two"
+            )
         self._flush()
         self._cuts.save(self._positions, self.step.snapshot())
         self._cut_positions = dict(self._positions)
@@ -160,40 +185,59 @@ class Loop(Generic[S]):
             transaction.advance(self._positions, {**self._positions, **moved})
         self._positions.update(moved)
 
+    @property
+    def positions(self) -> Positions:
+        """The next record of every partition that the loop reads."""
+        return self._positions
+
+    def _committed(self, group: str | None = None) -> dict[TopicPartition, int]:
+        positions = self._log.positions(group or self._group, self._topics)
+        only = self._only
+        return {place: at for place, at in positions.items() if only is None or place in only}
+
     def _recover(
-        self,
-        build: Callable[[Artefact | None], S],
-        topics: Sequence[str],
-        only: Collection[TopicPartition] | None,
+        self, build: Callable[[Artefact | None], S]
     ) -> tuple[S, dict[TopicPartition, int]]:
-        committed = {
-            place: at
-            for place, at in self._log.positions(self._group, topics).items()
-            if only is None or place in only
-        }
-        state, positions = self._cuts.newest()
-        positions = {place: positions.get(place, 0) for place in committed}
+        state, cut = self._cuts.newest()
+        # Only now, or a cut that is made meanwhile would seem to be ahead of the log.
+        committed = self._committed()
+        positions = self._begin(cut, committed)
         self._cut_positions = dict(positions)
-        for place, position in positions.items():
-            if position > committed[place]:
-                raise ArtefactError(
-                    f"the cut in {self._cuts.path} is ahead of the log ({place.topic}/"
-                    f"{place.partition}: {position} > {committed[place]}): the log was replaced;"
-                    " restore it, or start over with `headrace run --fresh`"
-                )
         step = build(state)
+        if any(at > 0 and place not in cut for place, at in positions.items()):
+            # Where the log no longer begins at 0, only a cut can say where this group began.
+            self._cuts.save(positions, step.snapshot())
         self._reached(0)
         while behind := {p: at for p, at in positions.items() if at < committed[p]}:
-            records = self._log.read(behind, self._config.limit, timeout_s=0)
+            records = self._log.read(behind, self._config.limit, REPLAY_WAIT_S)
             again = [r for r in records if r.offset < committed[r.place]]
             if not again:
-                raise ArtefactError(
-                    f"group {self._group!r} cannot replay {behind}: the log no longer holds those"
-                    " records; start over with `headrace run --fresh`"
-                )
+                raise self._irreplayable(behind)
             self._redo(step.on_batch(again))
             positions.update({r.place: r.offset + 1 for r in again})
         return step, positions
+
+    def _begin(self, cut: Positions, committed: Positions) -> dict[TopicPartition, int]:
+        """Where the replay begins: at the cut, and without one where the group itself began."""
+        first = self._committed(NOBODY)
+        new = {place: at for place, at in committed.items() if at == first[place]}
+        positions = {place: cut.get(place, new.get(place, 0)) for place in committed}
+        for place, at in positions.items():
+            if at > committed[place]:
+                raise ArtefactError(
+                    f"the cut in {self._cuts.path} is ahead of the log ({place.topic}/"
+                    f"{place.partition}: {at} > {committed[place]}): the log was replaced;"
+                    " restore it, or start over with `headrace run --fresh`"
+                )
+            if at < min(first[place], committed[place]):
+                raise self._irreplayable({place: at})
+        return positions
+
+    def _irreplayable(self, positions: Positions) -> ArtefactError:
+        return ArtefactError(
+            f"group {self._group!r} cannot replay {dict(positions)}: the log no longer holds those"
+            " records; start over with `headrace run --fresh`"
+        )
 
 
 class CutDirectory:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from streaming.errors import ConfigError
 from streaming.file_log import FileLog
 from streaming.log import Log
+from streaming.memory_log import MemoryLog
 
 
 def open_log(url: str) -> Log:
-    """The log that a URL names; `file:///path/log.db` is the embedded one, and is made if absent.
+    """The log that a URL names.
+
+    `file:///path/log.db` is the embedded one, and is made if absent. `kafka://host:port` is one in
+    Kafka, whose topics must be there. `memory://NAME?partitions=N` is one in this process, for
+    tests.
 
     Raises:
-        ConfigError: the scheme is not one that Headrace knows.
-        LogError: the file is there but is not a log, or cannot be opened.
+        ConfigError: the scheme is not one that Headrace knows, or an option cannot be.
+        LogError: the file is there but is not a log, or no broker answers.
     """
     parts = urlsplit(url)
+    if parts.scheme == "kafka":
+        from streaming.kafka_log import KafkaLog  # noqa: PLC0415 - who has no Kafka need not wait
+
+        return KafkaLog(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    partitions = options.pop("partitions", "1")
+    if (
+        parts.scheme == "memory"
+        and parts.netloc
+        and partitions.isdecimal()
+        and int(partitions) > 0
+        and not (parts.path or options or parts.fragment)
+    ):
+        return MemoryLog(parts.netloc, partitions=int(partitions))
     if (
         parts.scheme == "file"
         and parts.path
         and not (parts.netloc or parts.query or parts.fragment)
     ):
         return FileLog(Path(unquote(parts.path)))
-    raise ConfigError(f"log = {url!r}: the known form is file:///absolute/path/log.db")
+    raise ConfigError(
+        f"log = {url!r}: the known form is file:///absolute/path/log.db, or"
+        " kafka://host:port[,host:port...], or memory://NAME[?partitions=N]"
+    )

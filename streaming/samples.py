@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
-from streaming.arrow_record import decode_batch, encode_batch
+from streaming.arrow_record import encode_batch, read_batch
 from streaming.errors import ArtefactCorrupt
 from streaming.log import SAMPLES, Append, Record
 
 # A row with a `user_id` is a sample: this user, this item, what was known, what came of it.
 # A row without one declares an item: the model learns that it exists and what describes it.
+# Behind these columns stands one `label_<kind>` for each label of the recipe.
 SAMPLE_SCHEMA = pa.schema(
     [
         ("user_id", pa.int64()),
         pa.field("item_id", pa.int64(), nullable=False),
+        # When the item was shown, or acted upon without having been shown.
         pa.field("at", pa.timestamp("us", "UTC"), nullable=False),
+        # What made this sample: an action, or `impression` for the end of a label's window.
         pa.field("kind", pa.string(), nullable=False),
         ("scenario", pa.string()),
-        ("request_id", pa.string()),
+        ("request_id", pa.int64()),
         ("position", pa.int32()),
-        # The user's actions before this one, oldest first, as they were at that moment.
+        # The user's actions before `at`, oldest first, as they were at that moment.
         ("history", pa.list_(pa.field("item", pa.int64(), nullable=False))),
         ("history_rewards", pa.list_(pa.field("item", pa.float32(), nullable=False))),
         # What describes the item, each as the stable id of "field=value"; for declarations.
         ("item_tokens", pa.list_(pa.field("item", pa.int64(), nullable=False))),
-        ("reward", pa.float32()),  # how much it pleased, 0 to 1: the weight of a retrieval loss
+        # How much an action pleased, 0 to 1: the weight of a retrieval loss; null = no action.
+        ("reward", pa.float32()),
         ("label_liked", pa.bool_()),  # null = not known
-        pa.field("logged_us", pa.int64(), nullable=False),  # when its event reached the log
+        # Of the impressions that came to nothing, this share became samples; null = was not shown.
+        ("negative_rate", pa.float32()),
+        # When the event that made it a sample reached the log.
+        pa.field("logged_us", pa.int64(), nullable=False),
     ]
 )
+_LABEL = "label_"
+
+
+def sample_schema(labels: Iterable[str]) -> pa.Schema:
+    """`SAMPLE_SCHEMA` and, for each label, a column: 0 or 1 (or the value of a graded label),
+    null where it is not known.
+    """
+    schema = SAMPLE_SCHEMA
+    for label in labels:
+        schema = schema.append(pa.field(f"{_LABEL}{label}", pa.float32()))
+    return schema
 
 
 def encode_samples(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
-    """One micro-batch with `SAMPLE_SCHEMA` as a record."""
+    """One micro-batch with a `sample_schema` as a record."""
     return Append(SAMPLES, encode_batch(batch), key)
 
 
 def decode_samples(record: Record) -> pa.RecordBatch:
-    """The micro-batch of a record.
+    """The micro-batch of a record, with whatever labels it has.
 
     Raises:
         ArtefactCorrupt: only a joiner writes samples, so bytes that are none mean a damaged log.
     """
     try:
-        return decode_batch(record.value, SAMPLE_SCHEMA, "SAMPLE_SCHEMA")
+        batch = read_batch(record.value)
+        known = pa.schema([column for column in batch.schema if not _is_label(column)])
+        if not known.equals(SAMPLE_SCHEMA):
+            raise ValueError(f"must have SAMPLE_SCHEMA, not the columns {batch.schema.names}")
     except ValueError as error:
         raise ArtefactCorrupt(
             f"{record.topic}/{record.partition} at {record.offset} holds no samples: {error}"
         ) from error
+    return batch
+
+
+def _is_label(column: pa.Field) -> bool:
+    of_every_sample = column.name in SAMPLE_SCHEMA.names
+    return column.name.startswith(_LABEL) and column.type == pa.float32() and not of_every_sample

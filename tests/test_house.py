@@ -18,7 +18,7 @@ SHIPPED = (*FLOORS, "benchmarks")
 ADAPTERS = {
     "fastapi": "serving.api",
     "feast": "features.store",
-    "kafka": "streaming.kafka_log",
+    "kafka": "streaming.kafka_client",
     "prometheus_client": "serving.metrics",
     "ray": "infra.workers",
     "sqlite3": "streaming.file_log",

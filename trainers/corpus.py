@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.batch import Ids, Items, Jagged
+from streaming.id_map import IdMap
 from trainers.arrays import column_matrix, matrix_column
-from trainers.id_map import IdMap
 
 
 @dataclass(frozen=True, slots=True)

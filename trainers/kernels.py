@@ -1,4 +1,4 @@
-"""The inner loops, compiled by numba: the id map, the birth of rows, the sparse update.
+"""The inner loops, compiled by numba: the birth of rows, the sparse update, ranks.
 
 All are serial: they take turns with torch on the same few cores, and one thread makes the bits
 of a result independent of the machine's core count.
@@ -6,58 +6,14 @@ of a result independent of the machine's core count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
-EMPTY = -1
+from streaming.kernels import EMPTY, compiled, mix
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def compiled(function: F) -> F:
-    """numba.njit with its result kept on disk, and the type that the function has in Python."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
-
-
-@compiled
-def mix(x: np.uint64) -> np.uint64:
-    """splitmix64: every bit of the result depends on every bit of x."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@compiled
-def find_rows(slots: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-    """Fills `rows` with the row of each id, or EMPTY. `slots` interleaves keys and rows."""
-    mask = np.uint64(slots.size // 2 - 1)
-    for i in range(ids.size):
-        at = mix(np.uint64(ids[i])) & mask
-        while True:
-            key = slots[2 * at]
-            if key == ids[i]:
-                rows[i] = slots[2 * at + 1]
-                break
-            if key == EMPTY:
-                rows[i] = EMPTY
-                break
-            at = (at + np.uint64(1)) & mask
-
-
-@compiled
-def insert_ids(slots: NDArray[np.int64], ids: NDArray[np.int64], first_row: int) -> None:
-    """Gives the ids, none of them present, the rows `first_row`, `first_row + 1`, ..."""
-    mask = np.uint64(slots.size // 2 - 1)
-    for i in range(ids.size):
-        at = mix(np.uint64(ids[i])) & mask
-        while slots[2 * at] != EMPTY:
-            at = (at + np.uint64(1)) & mask
-        slots[2 * at] = ids[i]
-        slots[2 * at + 1] = first_row + i
 
 
 @compiled

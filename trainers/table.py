@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from streaming.id_map import IdMap
+from streaming.kernels import EMPTY
 from trainers.arrays import column_matrix, matrix_column
-from trainers.id_map import IdMap
-from trainers.kernels import EMPTY, birth_rows, rowwise_adagrad
+from trainers.kernels import birth_rows, rowwise_adagrad
 
 
 @dataclass(frozen=True)

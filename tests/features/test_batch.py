@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.batch import Items, Jagged, Samples, read_declarations, read_samples
-from streaming.samples import SAMPLE_SCHEMA
+from streaming.samples import SAMPLE_SCHEMA, sample_schema
 
 IDS = st.integers(0, 2**63 - 1)
 LISTS = st.none() | st.lists(IDS, max_size=4)
@@ -32,7 +32,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "item_id": draw(IDS),
         "history": history,
         "history_rewards": None if history is None else [n / 8 for n in range(len(history))],
-        "reward": draw(st.sampled_from([0.0, 0.25, 1.0])),
+        "reward": draw(st.sampled_from([None, 0.0, 0.25, 1.0])),
         "label_liked": draw(st.none() | st.booleans()),
     }
 
@@ -73,7 +73,8 @@ def assert_types(samples: Samples) -> None:
 def test_samples_are_those_that_a_loop_over_the_rows_finds(
     drawn: tuple[list[dict[str, Any]], pa.RecordBatch],
 ) -> None:
-    expected = [row for row in drawn[0] if row["user_id"] is not None]
+    actions = (row for row in drawn[0] if row["user_id"] is not None)
+    expected = [row for row in actions if row["reward"] is not None]
     samples = read_samples(drawn[1])
     assert_types(samples)
     assert samples.users.ids.tolist() == [row["user_id"] for row in expected]
@@ -115,6 +116,17 @@ def test_a_batch_of_one_sort_has_none_of_the_other() -> None:
     declaration = {"item_id": 2, "item_tokens": [4, 5]}
     assert len(read_declarations(batch(sample)).ids) == 0
     assert len(read_samples(batch(declaration)).item_ids) == 0
+
+
+def test_the_end_of_a_window_is_no_action() -> None:
+    """A retrieval model learns from what users did, not from what they let pass."""
+    shown = {"user_id": 1, "item_id": 2, "kind": "impression", "reward": None}
+    schema = sample_schema(["click"])
+    rows = [{"at": 0, "logged_us": 0, **shown, "label_click": 0.0},
+            {"at": 0, "logged_us": 0, **shown, "reward": 0.0, "label_click": 1.0}]  # fmt: skip
+    found = pa.RecordBatch.from_pylist(rows, schema=schema)
+    assert read_samples(found).rewards.tolist() == [0.0]
+    assert len(read_declarations(found).ids) == 0
 
 
 def test_a_label_that_is_not_known_reads_as_not_liked() -> None:

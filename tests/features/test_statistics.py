@@ -7,27 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features.statistics import ItemStatistic, ItemStatistics
 from streaming.artefact import Artefact, read_artefact, write_artefact
-from streaming.joiner import PointInTimeColumns
+from streaming.event_columns import Actions
 
 ACTIONS = st.lists(
     st.tuples(st.integers(1, 4), st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=60
 )
 
 
-def actions(pairs: Sequence[tuple[int, float]], start: int = 0) -> PointInTimeColumns:
+def actions(pairs: Sequence[tuple[int, float]], start: int = 0) -> Actions:
     """Actions of one user on items, each with its reward, at the times `start`, `start` + 1, ..."""
     items = np.array([item for item, _ in pairs], np.int64)
     rewards = np.array([reward for _, reward in pairs], np.float32)
-    empty = pa.array([[]] * len(pairs), pa.list_(pa.int64()))
     rows = np.arange(len(pairs))
-    return PointInTimeColumns(rows, np.ones_like(items), items, empty, empty, rewards, rows + start)
+    return Actions(rows, np.ones_like(items), items, rewards, rows + start)
 
 
 def restored(statistics: ItemStatistics, half_life: float) -> ItemStatistics:

@@ -21,10 +21,11 @@ from starlette.types import ASGIApp
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
-from serving.api import ApiConfig, Service, create_app, time_text
+from serving.api import ApiConfig, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, Recommender
 from serving.replica import Replica
+from serving.times import time_text
 from streaming.errors import LogError, LogFull
 from streaming.events import EventRules
 from streaming.file_log import FileLog

@@ -23,22 +23,36 @@ settings.load_profile("headrace")
 def processes() -> ForkServerContext:
     """Real processes that start in some ten milliseconds: forked from one that has imported."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "streaming.loop", "streaming.file_log"])
+    wanted = ["pytest", "streaming.joiner", "streaming.open_log", "features.behaviour"]
+    context.set_forkserver_preload(wanted)
     return context
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes an empty file system of a size, like `512k`."""
+    disks: list[Path] = []
+
+    def make(size: str) -> Path:
+        disk = tmp_path / f"disk-{len(disks)}"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        try:
+            subprocess.run(mount, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("needs the right to mount a small file system")
+        disks.append(disk)
+        return disk
+
+    yield make
+    for disk in disks:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def small_disk(make_disk: Callable[[str], Path]) -> Path:
     """An empty file system of 512 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a small file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    return make_disk("512k")
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from streaming.decode import Decoded, decode_events
 from streaming.errors import EventRejected
 from streaming.events import (
     DEFAULT_KINDS,
     EVENT_SCHEMA,
-    Decoded,
     Event,
     EventRules,
-    decode_events,
     encode_event,
     encode_events,
     event_batch,
@@ -501,20 +500,74 @@ def test_a_truncated_arrow_record_is_refused_whole(as_records: AsRecords) -> Non
         assert str(rejected.error).startswith("event = 'an Arrow record': cannot be read: ")
 
 
+def schema_with(**types: pa.DataType) -> pa.Schema:
+    return pa.schema([(f.name, types.get(f.name, f.type)) for f in EVENT_SCHEMA])
+
+
 @pytest.mark.parametrize(
     "schema",
     [
-        pa.schema([f for f in EVENT_SCHEMA if f.name != "query"]),
-        pa.schema([*EVENT_SCHEMA, ("colour", pa.string())]),
-        pa.schema([f if f.name != "value" else ("value", pa.float32()) for f in EVENT_SCHEMA]),
+        pa.schema([f for f in EVENT_SCHEMA if f.name not in ("query", "attributes")]),
         pa.schema(reversed(list(EVENT_SCHEMA))),
+        schema_with(user_id=pa.large_string(), item_id=pa.string_view(), query=pa.null()),
+        schema_with(kind=pa.dictionary(pa.int8(), pa.string())),
+        schema_with(at=pa.timestamp("ns"), position=pa.uint64(), value=pa.float32()),
+        schema_with(at=pa.timestamp("us", "Asia/Tokyo"), value=pa.int8()),
     ],
 )
-def test_an_arrow_record_with_another_schema_is_refused_whole(schema: pa.Schema) -> None:
-    decoded = decode(arrow([{"event_id": "e", "at": NOW_US, **USER}], schema))
-    assert decoded.events.num_rows == 0
+def test_columns_of_an_arrow_record_that_say_the_same_are_accepted(schema: pa.Schema) -> None:
+    whole = {"event_id": "e", "at": NOW_US, "position": 7, **RATE, "value": 4}
+    rows = [whole, {**whole, "position": None}]
+    batch = decode(arrow(rows)).events
+    decoded = decode(stream(pa.RecordBatch.from_pylist(batch.to_pylist(), schema=schema)))
+    assert decoded.rejected == []
+    assert decoded.events.equals(batch)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (pa.schema([f for f in EVENT_SCHEMA if f.name != "at"]), "'at' is missing"),
+        (pa.schema([*EVENT_SCHEMA, ("colour", pa.string())]), "'colour' is unknown"),
+        (pa.schema([*EVENT_SCHEMA, ("value", pa.float64())]), "'value' is twice"),
+        (schema_with(at=pa.int64()), "'at' is int64, not timestamp[us, tz=UTC]"),
+        (schema_with(user_id=pa.binary()), "'user_id' is binary, not string"),
+        (schema_with(value=pa.string()), "'value' is string, not double"),
+        (schema_with(position=pa.float64()), "'position' is double, not int32"),
+    ],
+)
+def test_other_columns_of_an_arrow_record_are_refused_by_name(
+    schema: pa.Schema, reason: str
+) -> None:
+    decoded = decode(stream(pa.RecordBatch.from_pylist([], schema=schema)))
     (rejected,) = decoded.rejected
-    assert "must have EVENT_SCHEMA" in str(rejected.error)
+    assert f"must have EVENT_SCHEMA: the column {reason}" in str(rejected.error)
+
+
+@pytest.mark.parametrize(
+    ("schema", "change"),
+    [
+        (schema_with(at=pa.timestamp("ns")), {"at": 1_001}),
+        (schema_with(at=pa.timestamp("s")), {"at": 2**60}),
+        (schema_with(position=pa.int64()), {"position": 2**40}),
+        (schema_with(value=pa.int64()), {"value": 2**53 + 1}),
+    ],
+)
+def test_what_would_be_lost_on_the_way_is_refused(
+    schema: pa.Schema, change: dict[str, Any]
+) -> None:
+    decoded = decode(arrow([{"event_id": "e", "at": 1_000, **RATE, "value": 1, **change}], schema))
+    (rejected,) = decoded.rejected
+    (name,) = change
+    assert f"the column {name!r} cannot become" in str(rejected.error)
+
+
+def test_a_few_bytes_cannot_claim_a_host_of_rows() -> None:
+    schema = schema_with(**dict.fromkeys(EVENT_SCHEMA.names, pa.null()))
+    nothing = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
+    empty = pa.RecordBatch.from_arrays([nothing for _ in schema], schema=schema)
+    (rejected,) = decode(stream(empty)).rejected
+    assert "holds more than 1000000 rows" in str(rejected.error)
 
 
 def test_metadata_of_an_arrow_record_does_not_matter() -> None:

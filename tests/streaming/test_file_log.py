@@ -42,6 +42,28 @@ def read_all(log: FileLog, place: TopicPartition = EVENTS_0) -> list[bytes]:
     return [record.value for record in records]
 
 
+# Offsets
+
+
+def test_offsets_have_no_gaps_even_where_a_transaction_was_undone(path: Path) -> None:
+    log = FileLog(path, partitions=3)
+    for n in range(30):
+        log.append([Append(EVENTS, b"", b"%d" % (n * i)) for i in range(n % 4)])
+        with pytest.raises(ZeroDivisionError), log.transaction("g") as transaction:
+            transaction.append([Append(EVENTS, b"undone", b"%d" % n)])
+            raise ZeroDivisionError
+    ends = log.ends([EVENTS])
+    assert sum(ends.values()) == sum(n % 4 for n in range(30))
+    for place, end in ends.items():
+        assert [r.offset for r in log.read({place: 0}, 999, 0)] == list(range(end))
+    log.close()
+
+
+def test_nothing_lies_past_the_end(log: FileLog) -> None:
+    log.append([Append(EVENTS, b"a")])
+    assert log.read({EVENTS_0: 99}, 99, 0) == []
+
+
 # Several processes
 
 

@@ -100,3 +100,25 @@ def test_a_restored_intake_goes_on_as_if_nothing_had_happened(
     found.append(taken(second, event_ids[split:]))
     assert found == expected
     assert second.snapshot().equals(unbroken.snapshot())
+
+
+def test_a_snapshot_larger_than_the_memory_gives_it_the_newest(rules: EventRules) -> None:
+    large, small = Intake(rules, remembered=5), Intake(rules, remembered=2)
+    taken(large, "abcde")
+    small.restore(large.snapshot())
+    assert small.snapshot()["event"].to_pylist() == large.snapshot()["event"].to_pylist()[-2:]
+    assert taken(small, "ed") == []
+    assert taken(small, "c") == ["c"]
+
+
+@given(st.lists(st.integers(0, 40), max_size=200), st.integers(1, 30))
+def test_what_is_remembered_is_the_last_so_many_new_ids(
+    numbers: list[int], remembered: int
+) -> None:
+    event_ids = [str(number) for number in numbers]
+    expected, seen = [], list[str]()
+    for event_id in event_ids:
+        if event_id not in seen[-remembered:]:
+            seen.append(event_id)
+            expected.append(event_id)
+    assert taken(Intake(RULES, remembered), event_ids) == expected

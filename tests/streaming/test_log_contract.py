@@ -1,7 +1,8 @@
 """What every `Log` keeps, whatever lies under it.
 
-An implementation joins by a line in `IMPLEMENTATIONS`: from a directory and a count of partitions
-to a function that opens the same log again and again, each time as another client.
+An implementation joins by a line in `IMPLEMENTATIONS`: from a test's own directory and broker, and
+a count of partitions, to a function that opens the same log again and again, each time as another
+client. Offsets grow, and nothing more is known of them: Kafka's transactions use some up.
 """
 
 from __future__ import annotations
@@ -16,18 +17,51 @@ from typing import Any
 
 import pytest
 
+from benchmarks._broker import Broker
 from streaming.errors import Fenced, LogError
 from streaming.file_log import FileLog
+from streaming.kafka_client import Cluster
+from streaming.kafka_log import KafkaLog
 from streaming.log import EVENTS, SAMPLES, TOPICS, Append, Log, Positions, Record, TopicPartition
+from streaming.memory_log import MemoryLog
 
 Open = Callable[[], Log]
 
 
-def file_log(directory: Path, partitions: int) -> Open:
+def file_log(request: pytest.FixtureRequest, directory: Path, partitions: int) -> Open:
     return partial(FileLog, directory / "log.db", partitions=partitions)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path, int], Open]] = {"file": file_log}
+def memory_log(request: pytest.FixtureRequest, directory: Path, partitions: int) -> Open:
+    return partial(MemoryLog, str(directory), partitions=partitions)
+
+
+def memory_log_with_gaps(request: pytest.FixtureRequest, directory: Path, partitions: int) -> Open:
+    return partial(MemoryLog, str(directory), partitions=partitions, gaps=True)
+
+
+def kafka_log(request: pytest.FixtureRequest, directory: Path, partitions: int) -> Open:
+    broker: Broker = request.getfixturevalue("broker")
+    make_topics(broker.url, dict.fromkeys(TOPICS, partitions))
+    return partial(KafkaLog, f"{broker.url}?session_timeout_ms=1500&heartbeat_interval_ms=100")
+
+
+def make_topics(url: str, partitions: dict[str, int]) -> None:
+    """Makes those that are not there."""
+    cluster = Cluster(url)
+    missing = partitions.keys() - cluster.partitions(partitions)
+    wanted = {t: {"num_partitions": partitions[t], "replication_factor": 1} for t in missing}
+    if wanted:
+        cluster.ask(lambda admin: admin.create_topics(wanted))
+    cluster.close()
+
+
+IMPLEMENTATIONS: dict[str, Callable[[pytest.FixtureRequest, Path, int], Open]] = {
+    "file": file_log,
+    "memory": memory_log,
+    "memory with gaps": memory_log_with_gaps,
+    "kafka": kafka_log,
+}
 
 EVENTS_0 = TopicPartition(EVENTS, 0)
 SAMPLES_0 = TopicPartition(SAMPLES, 0)
@@ -37,9 +71,11 @@ SAMPLES_0 = TopicPartition(SAMPLES, 0)
 def clients(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int], Log]]:
     """Opens the one log of this test, with so many partitions if it is not there yet."""
     opened: list[Log] = []
+    if request.param == "kafka":
+        request.getfixturevalue("broker")  # now, so that it outlives its clients
 
     def connect(partitions: int = 1) -> Log:
-        opened.append(IMPLEMENTATIONS[request.param](tmp_path, partitions)())
+        opened.append(IMPLEMENTATIONS[request.param](request, tmp_path, partitions)())
         return opened[-1]
 
     yield connect
@@ -62,13 +98,26 @@ def events(*values: bytes, key: bytes | None = None) -> list[Append]:
     return [Append(EVENTS, value, key) for value in values]
 
 
+PATIENCE_S = 10.0  # for what is there already; a remote log still has to fetch it
+
+
+def read(log: Log, positions: Positions, limit: int = 999) -> list[Record]:
+    """What is in the log from `positions` on; there must be something."""
+    found = log.read(positions, limit, PATIENCE_S)
+    assert found
+    return found
+
+
 def everything(log: Log, topics: Sequence[str] = (EVENTS,)) -> list[Record]:
     """All records of the topics, partition by partition."""
-    return [
-        record
-        for place, end in log.ends(topics).items()
-        for record in (log.read({place: 0}, end, 0) if end else [])
-    ]
+    found: list[Record] = []
+    positions = log.positions("nobody", topics)
+    for place, end in log.ends(topics).items():
+        at = positions[place]
+        while at < end:
+            found += read(log, {place: at})
+            at = found[-1].offset + 1
+    return found
 
 
 def values(records: Sequence[Record]) -> list[bytes]:
@@ -81,11 +130,11 @@ def values(records: Sequence[Record]) -> list[bytes]:
 def test_records_come_back_as_they_were_appended_and_in_order(log: Log) -> None:
     log.append([Append(EVENTS, b"a", b"k"), Append(SAMPLES, b"other"), Append(EVENTS, b"", b"")])
     log.append(events(b"\x00\xff"))
-    found = log.read({EVENTS_0: 0}, 10, 0)
-    assert [(r.topic, r.partition, r.offset, r.key, r.value) for r in found] == [
-        (EVENTS, 0, 0, b"k", b"a"),
-        (EVENTS, 0, 1, b"", b""),
-        (EVENTS, 0, 2, None, b"\x00\xff"),
+    found = everything(log)
+    assert [(r.topic, r.partition, r.key, r.value) for r in found] == [
+        (EVENTS, 0, b"k", b"a"),
+        (EVENTS, 0, b"", b""),
+        (EVENTS, 0, None, b"\x00\xff"),
     ]
     assert [record.place for record in found] == [EVENTS_0] * 3
 
@@ -93,22 +142,21 @@ def test_records_come_back_as_they_were_appended_and_in_order(log: Log) -> None:
 def test_a_record_of_many_bytes_comes_back_whole(log: Log) -> None:
     value = bytes(range(256)) * 10_000
     log.append(events(value))
-    assert values(log.read({EVENTS_0: 0}, 1, 0)) == [value]
+    assert values(everything(log)) == [value]
 
 
 def test_a_record_says_when_it_was_appended(log: Log) -> None:
-    before = time.time_ns() // 1_000
+    before_ms = time.time_ns() // 1_000_000
     log.append(events(b"a"))
-    after = time.time_ns() // 1_000
-    (record,) = log.read({EVENTS_0: 0}, 1, 0)
-    assert before <= record.logged_us <= after
+    after_ms = time.time_ns() // 1_000_000
+    (record,) = everything(log)
+    assert before_ms <= record.logged_us // 1_000 <= after_ms
 
 
 def test_another_client_reads_what_was_appended(log: Log, other: Log) -> None:
     log.append(events(b"a"))
     other.append(events(b"b"))
-    assert values(log.read({EVENTS_0: 0}, 9, 0)) == values(other.read({EVENTS_0: 0}, 9, 0))
-    assert values(log.read({EVENTS_0: 0}, 9, 0)) == [b"a", b"b"]
+    assert values(everything(log)) == values(everything(other)) == [b"a", b"b"]
 
 
 def test_the_records_of_a_key_share_a_partition_in_order(clients: Callable[..., Log]) -> None:
@@ -136,22 +184,70 @@ def test_a_key_has_the_same_partition_in_every_topic(clients: Callable[..., Log]
     assert len(where[0]) == 20
 
 
-def test_offsets_have_no_gaps_and_the_end_is_one_past_the_last(clients: Callable[..., Log]) -> None:
+def test_partition_of_says_where_a_key_comes_to_lie(clients: Callable[..., Log]) -> None:
     log = clients(3)
-    for n in range(30):
-        log.append([Append(EVENTS, b"%d.%d" % (n, i), b"%d" % (n * i)) for i in range(n % 4)])
+    keys = [b"key %d" % n for n in range(20)]
+    log.append([Append(SAMPLES, b"", key) for key in keys])
+    assert {r.key: r.partition for r in everything(log, [SAMPLES])} == {
+        key: log.partition_of(SAMPLES, key) for key in keys
+    }
+
+
+def test_a_record_lies_where_its_partition_says_whatever_its_key(
+    clients: Callable[..., Log],
+) -> None:
+    log = clients(3)
+    log.append([Append(EVENTS, b"%d" % n, b"key", n) for n in range(3)])
+    log.append([Append(EVENTS, b"%d" % n, None, n) for n in range(3)])
+    assert [(r.partition, r.value) for r in everything(log)] == [
+        (n, b"%d" % n) for n in (0, 0, 1, 1, 2, 2)
+    ]
+    with log.transaction("g") as transaction:
+        transaction.append([Append(EVENTS, b"2", b"key", 2)])
+    assert [r.partition for r in everything(log)] == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_records_without_a_key_lie_in_the_first_partition(clients: Callable[..., Log]) -> None:
+    log = clients(3)
+    log.append([Append(EVENTS, b"a"), Append(EVENTS, b"b", b"")])
+    assert {record.partition for record in everything(log)} == {0}
+    assert log.partition_of(EVENTS, b"") == 0
+
+
+def test_offsets_grow_and_the_end_is_one_past_the_last(clients: Callable[..., Log]) -> None:
+    log = clients(3)
+    for n in range(12):
+        log.append([Append(EVENTS, b"", b"%d" % (n * i)) for i in range(n % 4)])
     ends = log.ends([EVENTS])
     assert list(ends) == [TopicPartition(EVENTS, p) for p in range(3)]
-    assert sum(ends.values()) == sum(n % 4 for n in range(30))
-    for place, end in ends.items():
-        assert [r.offset for r in log.read({place: 0}, 999, 0)] == list(range(end))
+    offsets: dict[TopicPartition, list[int]] = {place: [] for place in ends}
+    for record in everything(log):
+        offsets[record.place].append(record.offset)
+    assert sum(map(len, offsets.values())) == sum(n % 4 for n in range(12))
+    for place, of_place in offsets.items():
+        assert of_place == sorted(set(of_place))
+        assert ends[place] == of_place[-1] + 1
+
+
+def test_who_has_read_everything_stands_at_the_ends(clients: Callable[..., Log]) -> None:
+    log = clients(2)
+    log.append([Append(EVENTS, b"", None, n % 2) for n in range(6)])
+    with log.transaction("g") as transaction:
+        transaction.append([Append(EVENTS, b"", None, 1)])
+    with pytest.raises(ZeroDivisionError):
+        transact(log, events(b"undone"), {}, error=ZeroDivisionError)
+    positions = log.positions("g", [EVENTS])
+    with log.transaction("g") as transaction:
+        transaction.advance(positions, {r.place: r.offset + 1 for r in everything(log)})
+    assert log.positions("g", [EVENTS]) == log.ends([EVENTS])
 
 
 def test_reading_starts_at_the_positions(log: Log) -> None:
     log.append(events(*(b"%d" % n for n in range(10))))
-    assert [r.offset for r in log.read({EVENTS_0: 7}, 99, 0)] == [7, 8, 9]
-    assert log.read({EVENTS_0: 10}, 99, 0) == []
-    assert log.read({EVENTS_0: 99}, 99, 0) == []
+    offsets = [record.offset for record in everything(log)]
+    assert values(read(log, {EVENTS_0: offsets[7]})) == [b"7", b"8", b"9"]
+    assert values(read(log, {EVENTS_0: offsets[2]}, 3)) == [b"2", b"3", b"4"]
+    assert log.read({EVENTS_0: offsets[9] + 1}, 99, 0) == []
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 99])
@@ -159,35 +255,43 @@ def test_no_more_is_read_than_the_limit_but_one_record_from_each_partition(
     clients: Callable[..., Log], limit: int
 ) -> None:
     log = clients(3)
-    log.append([Append(EVENTS, b"", b"%d" % n) for n in range(60)])
-    read = log.read(dict.fromkeys(log.ends([EVENTS]), 0), limit, 0)
-    assert len(read) <= max(limit, 3)
-    assert {record.partition for record in read} == {0, 1, 2}
+    log.append([Append(EVENTS, b"", None, n % 3) for n in range(60)])
+    positions = log.positions("g", [EVENTS])
+    seen: set[int] = set()
+    for _ in range(9):
+        if positions == log.ends([EVENTS]):
+            break
+        records = read(log, positions, limit)
+        assert len(records) <= max(limit, 3)
+        seen |= {record.partition for record in records}
+        positions |= {record.place: record.offset + 1 for record in records}
+    assert seen == {0, 1, 2}
 
 
 def test_reading_on_from_what_was_read_sees_everything_once(clients: Callable[..., Log]) -> None:
     log = clients(3)
     log.append([Append(EVENTS, b"%d" % n, b"%d" % n) for n in range(50)])
-    positions = dict.fromkeys(log.ends([EVENTS]), 0)
+    positions = log.positions("g", [EVENTS])
     seen: list[int] = []
-    while records := log.read(positions, 4, 0):
-        positions.update({r.place: r.offset + 1 for r in records})
-        seen += [int(r.value) for r in records]
+    while positions != log.ends([EVENTS]):
+        records = read(log, positions, 4)
+        positions |= {record.place: record.offset + 1 for record in records}
+        seen += [int(record.value) for record in records]
     assert sorted(seen) == list(range(50))
+    assert log.read(positions, 4, 0) == []
 
 
 def test_a_long_partition_does_not_hide_a_short_one(clients: Callable[..., Log]) -> None:
     log = clients(2)
-    log.append(events(*([b""] * 100)))
-    short = next(n for n in range(99) if _partition(log, b"%d" % n) == 1)
-    log.append(events(b"here", key=b"%d" % short))
-    assert b"here" in values(log.read(dict.fromkeys(log.ends([EVENTS]), 0), 10, 0))
-
-
-def _partition(log: Log, key: bytes) -> int:
-    before = log.ends([SAMPLES])
-    log.append([Append(SAMPLES, b"", key)])
-    return next(p.partition for p, end in log.ends([SAMPLES]).items() if end > before[p])
+    log.append([Append(EVENTS, b"", None, 0) for _ in range(100)])
+    log.append([Append(EVENTS, b"here", None, 1)])
+    positions = log.positions("g", [EVENTS])
+    seen: list[bytes] = []
+    for _ in range(3):
+        records = read(log, positions, 10)
+        positions |= {record.place: record.offset + 1 for record in records}
+        seen += values(records)
+    assert b"here" in seen
 
 
 def test_appending_nothing_changes_nothing(log: Log) -> None:
@@ -207,6 +311,12 @@ def test_a_read_without_patience_returns_at_once(log: Log) -> None:
 def test_a_read_waits_out_its_time_for_nothing(log: Log) -> None:
     started = time.monotonic()
     assert log.read({EVENTS_0: 0}, 1, 0.05) == []
+    assert 0.05 <= time.monotonic() - started < 5
+
+
+def test_reading_no_partition_waits_out_its_time(log: Log) -> None:
+    started = time.monotonic()
+    assert log.read({}, 1, 0.05) == []
     assert 0.05 <= time.monotonic() - started < 5
 
 
@@ -256,7 +366,7 @@ def test_a_transaction_makes_appends_and_positions_visible(log: Log, other: Log)
         transaction.advance({EVENTS_0: 0}, {EVENTS_0: 2})
         transaction.append([Append(SAMPLES, b"2")])
     for client in (log, other):
-        assert values(client.read({SAMPLES_0: 0}, 9, 0)) == [b"1", b"2"]
+        assert values(everything(client, [SAMPLES])) == [b"1", b"2"]
         assert client.positions("g", [EVENTS]) == {EVENTS_0: 2}
 
 
@@ -267,7 +377,7 @@ def test_nothing_of_a_transaction_is_seen_before_it_ends(log: Log, other: Log) -
         assert other.read({EVENTS_0: 0, SAMPLES_0: 0}, 9, 0) == []
         assert other.ends([EVENTS, SAMPLES]) == {EVENTS_0: 0, SAMPLES_0: 0}
         assert other.positions("g", [EVENTS]) == {EVENTS_0: 0}
-    assert len(other.read({EVENTS_0: 0, SAMPLES_0: 0}, 9, 0)) == 2
+    assert len(everything(other, [EVENTS, SAMPLES])) == 2
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
@@ -281,7 +391,7 @@ def test_an_exception_undoes_all_of_a_transaction(
         assert values(everything(client)) == [b"before"]
         assert client.positions("g", [EVENTS]) == {EVENTS_0: 0}
     other.append(events(b"after"))
-    assert [(r.offset, r.value) for r in everything(log)] == [(0, b"before"), (1, b"after")]
+    assert values(everything(log)) == [b"before", b"after"]
 
 
 def test_groups_stand_apart(log: Log) -> None:
@@ -374,7 +484,7 @@ def test_one_read_sees_all_of_a_transaction_or_none_of_it(log: Log, other: Log) 
 
     seen = log.read(Meanwhile({EVENTS_0: 0, SAMPLES_0: 0}, commit), 10, 0)
     assert values(seen) in ([], [b"cause", b"effect"])
-    assert values(log.read({EVENTS_0: 0, SAMPLES_0: 0}, 10, 0)) == [b"cause", b"effect"]
+    assert values(everything(log, [EVENTS, SAMPLES])) == [b"cause", b"effect"]
 
 
 # Opening again, and at the same time
@@ -404,8 +514,9 @@ def test_many_threads_append_through_one_client_and_lose_nothing(log: Log) -> No
         assert [n for who, n in found if who == name] == list(range(25))
 
 
+@pytest.mark.parametrize("timeout_s", [30.0, 0.0])
 def test_a_reader_that_follows_a_busy_writer_sees_each_record_once_and_in_order(
-    log: Log, other: Log
+    log: Log, other: Log, timeout_s: float
 ) -> None:
     def write() -> None:
         for n in range(100):
@@ -413,14 +524,75 @@ def test_a_reader_that_follows_a_busy_writer_sees_each_record_once_and_in_order(
                 transaction.append(events(b"%d" % (2 * n), b"%d" % (2 * n + 1)))
 
     seen: list[int] = []
+    position = 0
+    deadline = time.monotonic() + 60
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)
         while len(seen) < 200:
-            records = log.read({EVENTS_0: len(seen)}, 1_000, 30.0)
+            records = log.read({EVENTS_0: position}, 1_000, timeout_s)
             assert len(records) % 2 == 0, "half of a transaction was seen"
             seen += [int(r.value) for r in records]
             assert seen == list(range(len(seen)))
+            position = records[-1].offset + 1 if records else position
+            assert time.monotonic() < deadline
         writing.result()
+
+
+# Groups
+
+
+def test_a_group_that_never_was_stands_at_the_first_record(log: Log) -> None:
+    log.append(events(b"a", b"b"))
+    assert log.positions("new", [EVENTS]) == {EVENTS_0: everything(log)[0].offset}
+
+
+def test_one_process_alone_has_every_partition(clients: Callable[..., Log]) -> None:
+    log = clients(3)
+    membership = log.join("g", [EVENTS, SAMPLES])
+    places = {TopicPartition(topic, p) for topic in (EVENTS, SAMPLES) for p in range(3)}
+    until(lambda: membership.assigned() == places)
+    membership.leave()
+
+
+def test_one_who_comes_after_another_has_left_has_every_partition(
+    clients: Callable[..., Log],
+) -> None:
+    first, second = clients(2), clients(2)
+    places = {TopicPartition(EVENTS, p) for p in range(2)}
+    for log in (first, second):
+        membership = log.join("g", [EVENTS])
+        until(lambda membership=membership: membership.assigned() == places)  # type: ignore[misc]
+        membership.leave()
+
+
+def test_two_processes_share_the_partitions_and_one_inherits(
+    request: pytest.FixtureRequest, clients: Callable[..., Log]
+) -> None:
+    first, second = clients(3), clients(3)
+    if isinstance(first, FileLog):
+        pytest.skip("the embedded log does not share: one process has everything")
+    places = {TopicPartition(EVENTS, p) for p in range(3)}
+    one = first.join("g", [EVENTS])
+    until(lambda: one.assigned() == places)
+    two = second.join("g", [EVENTS])
+
+    def shared() -> bool:
+        parts = one.assigned(), two.assigned()
+        return all(parts) and set.union(*map(set, parts)) == places
+
+    until(shared)
+    assert not one.assigned() & two.assigned()
+    one.leave()
+    until(lambda: two.assigned() == places)
+    two.leave()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Asks until it is so; a broker takes seconds to share partitions out."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # What is not there
@@ -441,7 +613,7 @@ def test_an_unknown_partition_can_be_neither_read_nor_advanced(
     log: Log, place: TopicPartition
 ) -> None:
     with pytest.raises(LogError, match=f"{place.topic}/{place.partition}"):
-        log.read({place: 0}, 1, 0)
+        log.read({place: 0}, 1, 1.0)
     with (
         pytest.raises(LogError, match=f"{place.topic}/{place.partition}"),
         log.transaction("g") as transaction,

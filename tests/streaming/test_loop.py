@@ -20,8 +20,9 @@ import pytest
 from streaming.artefact import Artefact, read_artefact
 from streaming.errors import ArtefactCorrupt, ArtefactError, Fenced
 from streaming.file_log import FileLog
-from streaming.log import EVENTS, Append, Record, TopicPartition
+from streaming.log import EVENTS, Append, Log, Record, TopicPartition
 from streaming.loop import CutDirectory, Loop, LoopConfig
+from streaming.memory_log import MemoryLog
 
 TOTALS = "totals"
 TOPICS = (EVENTS, TOTALS)
@@ -76,7 +77,7 @@ def open_log(home: Path) -> FileLog:
     return FileLog(home / "log.db", partitions=PARTITIONS, topics=TOPICS)
 
 
-def make_loop(home: Path, log: FileLog, **options: Any) -> Loop[Counting]:
+def make_loop(home: Path, log: Log, **options: Any) -> Loop[Counting]:
     """Six records a turn at most, and a cut after every few turns."""
     options.setdefault("config", LoopConfig(limit=6, idle_s=0, cut_every_s=9))
     options.setdefault("clock", Ticking())
@@ -571,13 +572,55 @@ def test_a_cut_that_is_ahead_of_the_log_is_refused(tmp_path: Path, small: FileLo
 
 
 def test_records_that_can_no_longer_be_replayed_are_missed_aloud(
-    tmp_path: Path, small: FileLog
+    tmp_path: Path, small: FileLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("streaming.loop.REPLAY_WAIT_S", 0)
     feed(small, 5)
     make_loop(tmp_path, small).turn()
     small._connection.execute('DELETE FROM "events/0"')
     with pytest.raises(ArtefactError, match=r"cannot replay .*no longer holds those records"):
         make_loop(tmp_path, small)
+
+
+@pytest.fixture
+def trimmed() -> MemoryLog:
+    """A log of which retention has already taken the first 3 of 8 records."""
+    log = MemoryLog(topics=TOPICS)
+    log.append([Append(EVENTS, b"event") for _ in range(8)])
+    log.trim(EVENTS_0, 3)
+    return log
+
+
+def test_a_new_group_begins_where_the_log_does(tmp_path: Path, trimmed: MemoryLog) -> None:
+    loop = make_loop(tmp_path, trimmed)
+    assert loop.turn() == 5
+    again = make_loop(tmp_path, trimmed)  # the first died before it could make a cut
+    assert again.step.counts == loop.step.counts == {"": 5}
+
+
+def test_records_that_retention_took_before_they_were_in_a_cut_are_missed_aloud(
+    tmp_path: Path, trimmed: MemoryLog
+) -> None:
+    make_loop(tmp_path, trimmed).turn()
+    trimmed.trim(EVENTS_0, 5)
+    with pytest.raises(ArtefactError, match=r"cannot replay .*no longer holds those records"):
+        make_loop(tmp_path, trimmed)
+    shutil.rmtree(tmp_path / "cuts")
+    with pytest.raises(ArtefactError, match=r"cannot replay .*no longer holds those records"):
+        make_loop(tmp_path, trimmed)
+
+
+def test_no_cut_is_made_by_one_whose_work_another_has_taken_over(
+    tmp_path: Path, small: FileLog
+) -> None:
+    feed(small, 5)
+    late = make_loop(tmp_path, small)
+    late.turn()
+    feed(small, 5)
+    make_loop(tmp_path, small).turn()
+    with pytest.raises(Fenced, match="group 'counter' has moved on"):
+        late.cut()
+    assert not (tmp_path / "cuts").exists()
 
 
 def test_a_loop_that_replayed_leaves_a_cut_even_if_nothing_new_comes(

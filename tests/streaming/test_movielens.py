@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
+from streaming.decode import decode_events
 from streaming.errors import SourceError
-from streaming.events import EVENT_SCHEMA, EventRules, decode_events, encode_events
+from streaming.events import EVENT_SCHEMA, EventRules, encode_events
 from streaming.log import EVENTS, Record
-from streaming.sources.movielens import SHIPPED, MovieLens
+from streaming.sources.movielens import MovieLens, MovieLens1M
+from streaming.sources.source import SHIPPED
 
 DECLARATIONS = 9_125
 RATINGS = 100_004
@@ -176,7 +179,7 @@ def test_a_file_with_other_columns_or_values_is_named(
 
 
 def test_a_file_without_a_single_rating_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"ratings\.csv\.gz has no ratings"):
+    with pytest.raises(SourceError, match=r"ratings\.csv\.gz has no rows"):
         MovieLens(write(tmp_path, RATINGS_CSV.splitlines()[0] + "\n", MOVIES_CSV))
 
 
@@ -184,3 +187,76 @@ def test_a_rating_without_a_value_is_an_error_and_not_an_event(tmp_path: Path) -
     ratings = RATINGS_CSV + "1,2,,1001\n1,2,4.0,\n"
     with pytest.raises(SourceError, match=r"ratings\.csv\.gz"):
         MovieLens(write(tmp_path, ratings, MOVIES_CSV))
+
+
+# The large one, from files made here
+
+
+MOVIES_DAT = "1::Café (1995)::Drama\n2::Heat: Part Two (1996)::Action|Crime\n"
+USERS_DAT = "1::F::25::10::48067\n2::M::56::16::70072\n"
+RATED = [  # user, movie, rating, timestamp, whether that is exact, number within the user
+    (1, 2, 5, 3_000, True, 1),
+    (1, 1, 3, 1_000, False, 0),
+    (2, 1, 4, 2_000, True, 0),
+    (2, 2, 2, 2_000, False, 1),
+]
+
+
+def write_1m(directory: Path, ratings: list[tuple[int, int, int, int, bool, int]]) -> Path:
+    (directory / "movies.dat").write_text(MOVIES_DAT, encoding="latin-1")
+    (directory / "users.dat").write_text(USERS_DAT, encoding="latin-1")
+    names = ["user_id", "movie_id", "rating", "timestamp", "ts_exact", "user_seq"]
+    pq.write_table(
+        pa.table(list(zip(*ratings, strict=True)), names=names), directory / "ratings.parquet"
+    )
+    return directory
+
+
+def test_users_come_before_their_first_rating(tmp_path: Path) -> None:
+    source = MovieLens1M(write_1m(tmp_path, RATED))
+    rows = source.batch(0, source.total).to_pylist()
+    assert [(r["kind"], r["user_id"], r["item_id"], r["value"]) for r in rows] == [
+        ("item", None, "1", None),
+        ("item", None, "2", None),
+        ("user", "1", None, None),
+        ("rate", "1", "1", 3.0),
+        ("user", "2", None, None),
+        ("rate", "2", "1", 4.0),
+        ("rate", "2", "2", 2.0),
+        ("rate", "1", "2", 5.0),
+    ]
+    assert json.loads(rows[0]["attributes"]) == {
+        "title": "Café (1995)", "year": 1995, "genres": ["Drama"],
+    }  # fmt: skip
+    assert json.loads(rows[2]["attributes"]) == {
+        "gender": "F", "age": "25", "occupation": "10", "zip": "48067",
+    }  # fmt: skip
+
+
+def test_times_that_are_not_exact_can_be_told(tmp_path: Path) -> None:
+    source = MovieLens1M(write_1m(tmp_path, RATED))
+    assert source.exact.tolist() == [True, True, True, False, True, True, False, True]
+
+
+def test_ratings_as_grouplens_made_them_are_read_too(tmp_path: Path) -> None:
+    expected = MovieLens1M(write_1m(tmp_path, RATED))
+    lines = [f"{user}::{movie}::{rating}::{at}\n" for user, movie, rating, at, _, _ in RATED]
+    (tmp_path / "ratings.dat").write_text("".join(lines))
+    (tmp_path / "ratings.parquet").unlink()
+    found = MovieLens1M(tmp_path)
+    assert found.batch(0, 99).equals(expected.batch(0, 99))
+    assert found.exact.all()
+
+
+def test_times_against_the_known_order_of_a_user_are_an_error(tmp_path: Path) -> None:
+    turned = [(*RATED[0][:5], 0), (*RATED[1][:5], 1), *RATED[2:]]
+    with pytest.raises(SourceError, match=r"contradicts itself: the times of user 1"):
+        MovieLens1M(write_1m(tmp_path, turned))
+
+
+@pytest.mark.parametrize("name", ["movies.dat", "users.dat"])
+def test_a_line_that_is_cut_short_is_named(tmp_path: Path, name: str) -> None:
+    write_1m(tmp_path, RATED)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"3::Up")
+    with pytest.raises(SourceError, match=rf"{name} .*line 3 has 2 fields"):
+        MovieLens1M(tmp_path)

@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from streaming.events import EventRules, decode_events, event_batch, parse_event
+from streaming.decode import decode_events
+from streaming.errors import ConfigError
+from streaming.events import EventRules, event_batch, parse_event
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, Append, TopicPartition
 from streaming.sources.replay import Replay, ReplayConfig, ReplayProgress
@@ -242,3 +244,189 @@ def test_a_killed_replay_repeats_nothing_and_misses_nothing(
         assert replay(log, total).progress.done == len(found)
     replay(log, total, record_size=64).run(threading.Event())
     assert logged(log) == list(range(total))
+
+
+# Several partitions
+
+
+class Visits:
+    """Eleven items, then clicks of 29 users on them, a second apart."""
+
+    name = "visits"
+
+    def __init__(self, total: int = 300) -> None:
+        self.total = total
+
+    def batch(self, start: int, size: int) -> pa.RecordBatch:
+        numbers = range(start, min(start + size, self.total))
+        return event_batch(
+            parse_event(self._event(n), RULES, START_US + n * 1_000_000) for n in numbers
+        )
+
+    def _event(self, n: int) -> dict[str, Any]:
+        if n < 11:
+            return {"kind": "item", "item_id": str(n), "event_id": f"e{n}"}
+        visit = {"kind": "click", "user_id": f"u{n % 29}", "item_id": str(n % 11)}
+        return {**visit, "event_id": f"e{n}"}
+
+
+@pytest.fixture
+def wide_log(tmp_path: Path) -> Iterator[FileLog]:
+    log = FileLog(tmp_path / "wide.db", partitions=3)
+    yield log
+    log.close()
+
+
+def by_partition(log: FileLog) -> dict[int, list[dict[str, Any]]]:
+    places = [TopicPartition(EVENTS, n) for n in range(3)]
+    return {
+        place.partition: decode_events(log.read({place: 0}, 10_000, 0), RULES).events.to_pylist()
+        for place in places
+    }
+
+
+def test_a_user_lies_in_the_partition_of_the_key_in_order(wide_log: FileLog) -> None:
+    Replay(wide_log, Visits(), nobody_waits, ReplayConfig(record_size=8)).run(threading.Event())
+    found = by_partition(wide_log)
+    assert all(len(rows) > 20 for rows in found.values())
+    for partition, rows in found.items():
+        for row in rows:
+            key = row["user_id"] or row["item_id"]
+            assert wide_log.partition_of(EVENTS, key.encode()) == partition
+        assert [row["at"] for row in rows] == sorted(row["at"] for row in rows)
+    ids = sorted(int(row["event_id"][1:]) for rows in found.values() for row in rows)
+    assert ids == list(range(300))
+
+
+def test_ahead_counts_for_each_partition(wide_log: FileLog) -> None:
+    def waiting() -> int:
+        return sum(wide_log.ends([EVENTS]).values())
+
+    stopping = threading.Event()
+    work = Replay(wide_log, Visits(), waiting, ReplayConfig(record_size=8, ahead=2, wait_s=0.01))
+    thread = threading.Thread(target=work.run, args=(stopping,), daemon=True)
+    thread.start()
+    assert wide_log.read({TopicPartition(EVENTS, 0): 1}, 1, timeout_s=60)
+    time.sleep(0.05)
+    stopping.set()
+    thread.join(60)
+    assert 6 <= waiting() <= 8
+
+
+# The end
+
+
+def ticks(log: FileLog, partition: int = 0) -> list[int]:
+    records = log.read({TopicPartition(EVENTS, partition): 0}, 1_000_000, 0)
+    events = decode_events(records, RULES).events
+    times = events["at"].cast(pa.int64()).to_pylist()
+    kinds = events["kind"].to_pylist()
+    return [at for at, kind in zip(times, kinds, strict=True) if kind == "tick"]
+
+
+def test_the_end_closes_every_partition_once(wide_log: FileLog) -> None:
+    config = ReplayConfig(record_size=8, close_after_s=86_400)
+    for _ in range(2):
+        Replay(wide_log, Visits(), nobody_waits, config).run(threading.Event())
+        end_us = at_us(299) + 86_400_000_000
+        assert [ticks(wide_log, n) for n in range(3)] == [[end_us]] * 3
+
+
+def test_without_a_delay_nothing_is_closed(log: FileLog) -> None:
+    replay(log).run(threading.Event())
+    assert ticks(log) == []
+
+
+def test_a_replay_that_was_stopped_closes_nothing(log: FileLog) -> None:
+    stopping = threading.Event()
+
+    def stop() -> int:
+        stopping.set()
+        return 0
+
+    replay(log, 100, stop, close_after_s=60).run(stopping)
+    assert logged(log) == list(range(8))
+    assert ticks(log) == []
+
+
+def test_time_is_never_moved_past_now(log: FileLog) -> None:
+    before_us = time.time_ns() // 1000
+    replay(log, close_after_s=1e12).run(threading.Event())
+    assert before_us <= ticks(log)[0] <= time.time_ns() // 1000
+
+
+# The pace of event time
+
+
+def test_a_speed_paces_by_event_time(log: FileLog) -> None:
+    started = time.monotonic()
+    replay(log, 41, speed=80, wait_s=0.002).run(threading.Event())
+    assert 0.5 <= time.monotonic() - started < 5  # forty seconds, eighty times as fast
+    assert logged(log) == list(range(41))
+
+
+def test_events_are_not_appended_before_they_are_due(log: FileLog) -> None:
+    stopping = threading.Event()
+    work = replay(log, 100, speed=1, wait_s=0.002)
+    thread = threading.Thread(target=work.run, args=(stopping,), daemon=True)
+    thread.start()
+    assert log.read({EVENTS_0: 0}, 1, timeout_s=60)
+    time.sleep(0.1)
+    stopping.set()
+    thread.join(60)
+    assert logged(log) == [0]
+
+
+@pytest.mark.parametrize("speed", [0.0, float("inf")])
+def test_without_a_speed_time_does_not_matter(log: FileLog, speed: float) -> None:
+    replay(log, speed=speed).run(threading.Event())
+    assert logged(log) == list(range(100))
+
+
+def test_shifted_events_happen_when_they_are_due(log: FileLog) -> None:
+    before_us = time.time_ns() // 1000
+    replay(log, 41, speed=80, shift_to_now=True, wait_s=0.002).run(threading.Event())
+    after_us = time.time_ns() // 1000
+    events = decode_events(log.read({EVENTS_0: 0}, 1_000, 0), RULES).events
+    times = events["at"].cast(pa.int64()).to_pylist()
+    assert before_us <= times[0] <= times[-1] <= after_us
+    assert [at - times[0] for at in times] == [n * 12_500 for n in range(41)]
+    assert logged(log) == list(range(41))
+
+
+def test_a_shifted_replay_goes_on_from_now(log: FileLog) -> None:
+    config: dict[str, Any] = {"speed": 1e6, "shift_to_now": True}
+    replay(log, limit=50, **config).run(threading.Event())
+    middle_us = time.time_ns() // 1000
+    replay(log, **config).run(threading.Event())
+    events = decode_events(log.read({EVENTS_0: 0}, 1_000, 0), RULES).events
+    times = events["at"].cast(pa.int64()).to_pylist()
+    assert times[49] <= middle_us <= times[50]
+
+
+def test_a_shift_without_a_speed_is_refused(log: FileLog) -> None:
+    with pytest.raises(ConfigError, match=r"shift_to_now needs replay\.speed"):
+        replay(log, shift_to_now=True)
+
+
+# Where it counts
+
+
+def test_two_replays_of_one_source_share_the_work(log: FileLog) -> None:
+    works = [replay(log, 400, record_size=4) for _ in range(2)]
+    threads = [threading.Thread(target=w.run, args=(threading.Event(),)) for w in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert logged(log) == list(range(400))
+
+
+def test_a_partition_that_has_lost_its_first_records_is_no_progress(log: FileLog) -> None:
+    group = "replay:numbers"  # a new group stands where the partition begins
+    with log.transaction(group) as transaction:
+        transaction.advance({EVENTS_0: 0}, {EVENTS_0: 5_000})
+    work = replay(log)
+    assert work.progress.done == 0
+    work.run(threading.Event())
+    assert logged(log) == list(range(100))

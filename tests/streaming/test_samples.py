@@ -10,7 +10,7 @@ import pytest
 
 from streaming.errors import ArtefactCorrupt
 from streaming.log import SAMPLES, Record
-from streaming.samples import SAMPLE_SCHEMA, decode_samples, encode_samples
+from streaming.samples import SAMPLE_SCHEMA, decode_samples, encode_samples, sample_schema
 
 
 def batch(rows: int) -> pa.RecordBatch:
@@ -40,6 +40,33 @@ def test_a_slice_of_a_batch_is_written_alone() -> None:
     part = encode_samples(batch(200).slice(190, 3)).value
     assert decode_samples(as_record(part)).equals(batch(200).slice(190, 3))
     assert len(part) < len(whole)
+
+
+def test_labels_stand_behind_the_columns_of_every_sample() -> None:
+    schema = sample_schema(["click", "watch"])
+    assert schema.names == [*SAMPLE_SCHEMA.names, "label_click", "label_watch"]
+    assert sample_schema([]).equals(SAMPLE_SCHEMA)
+    row = {"item_id": 1, "at": 2, "kind": "watch", "logged_us": 3, "label_watch": 0.25}
+    samples = pa.RecordBatch.from_pylist([row], schema=schema)
+    decoded = decode_samples(as_record(encode_samples(samples).value))
+    assert decoded.equals(samples)
+    assert (decoded["label_watch"][0].as_py(), decoded["label_click"][0].as_py()) == (0.25, None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SAMPLE_SCHEMA.append(pa.field("label_click", pa.float64())),
+        SAMPLE_SCHEMA.append(pa.field("colour", pa.float32())),
+        SAMPLE_SCHEMA.append(pa.field("label_liked", pa.float32())),
+        SAMPLE_SCHEMA.remove(0),
+        pa.schema(reversed(SAMPLE_SCHEMA)),
+    ],
+)
+def test_other_columns_are_no_samples(other: pa.Schema) -> None:
+    empty = pa.RecordBatch.from_pylist([], schema=other)
+    with pytest.raises(ArtefactCorrupt, match="must have SAMPLE_SCHEMA"):
+        decode_samples(as_record(encode_samples(empty).value))
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\xff\xff\xff"])

@@ -527,6 +527,19 @@ def test_a_micro_batch_of_declarations_only_is_a_step_that_fills_the_corpus(
     assert publish(trainer, 0).info.watermark_us is None
 
 
+def test_what_came_to_nothing_is_no_action_and_teaches_nothing_yet(
+    small: TrainerConfig, micro_batch: MakeRecord, assert_same_state: SameState
+) -> None:
+    """The end of a window has labels and no reward: a retrieval loss has no use for it."""
+    passed = {"user_id": 1, "item_id": 10, "kind": "impression", "reward": None}
+    with_it, without = Trainer(small, "a"), Trainer(small, "a")
+    with_it.on_batch([micro_batch([liked(1, 10), passed, liked(2, 11), passed])])
+    without.on_batch([micro_batch([liked(1, 10), liked(2, 11)])])
+    assert_same_state(with_it.snapshot(), without.snapshot())
+    with_it.on_batch([micro_batch([passed], 1)])
+    assert (with_it.steps, with_it.samples) == (2, 2)
+
+
 def test_an_item_that_was_never_declared_is_learnt_and_published(
     small: TrainerConfig, micro_batch: MakeRecord
 ) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.id_map import IdMap
+from streaming.id_map import IdMap
 
 LARGEST = 2**63 - 1
 # Few small ids, so that repeats and neighbours occur, and the ends of the range.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.kernels import EMPTY, find_rows, insert_ids
-
-_FULLEST = 0.6  # of the slots; linear probing stays short below it
+from streaming.kernels import find_rows, has_room, insert_ids, slots_for
 
 
 class IdMap:
@@ -16,7 +14,7 @@ class IdMap:
     def __init__(self, ids: NDArray[np.int64] | None = None) -> None:
         self._ids = np.empty(64, np.int64)
         self._count = 0
-        self._slots = np.full(2 * 128, EMPTY, np.int64)
+        self._slots = slots_for(0)
         if ids is not None:
             self.add(ids)
 
@@ -40,9 +38,8 @@ class IdMap:
         if needed > self._ids.size:
             self._ids = np.resize(self._ids, max(needed, 2 * self._ids.size))
         self._ids[self._count : needed] = ids
-        if needed > _FULLEST * self._slots.size / 2:
-            size = 1 << int(np.ceil(np.log2(needed / _FULLEST)))
-            self._slots = np.full(2 * size, EMPTY, np.int64)
+        if not has_room(self._slots, needed):
+            self._slots = slots_for(needed)
             insert_ids(self._slots, self._ids[:needed], 0)
         else:
             insert_ids(self._slots, ids, self._count)

@@ -1,0 +1,56 @@
+"""A small line plot as SVG, for the pictures that benchmarks leave in `docs/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+_WIDTH, _HEIGHT = 640, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 150, 40, 46
+_COLOURS = ("#1f6f8b", "#c8553d", "#6a994e", "#7b5ea7")
+
+
+def line_plot(
+    path: Path,
+    title: str,
+    axes: tuple[str, str],
+    xs: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+) -> None:
+    """Draws each series over `xs`, the vertical axis from 0; `axes` names both, with units."""
+    top = 1.15 * max(max(ys) for ys in series.values())
+    low, high = min(xs), max(xs)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - low) / ((high - low) or 1.0) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + across, _HEIGHT - _BOTTOM - y / top * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+        ' font-family="sans-serif" font-size="12" fill="#333">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
+        _text(_LEFT, 22, title, 'font-size="14" font-weight="bold"'),
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, axes[0], 'text-anchor="middle"'),
+        _text(8, _TOP - 6, axes[1]),
+    ]
+    for step in range(5):
+        value = top * step / 4
+        x, y = place(low, value)
+        parts.append(f'<path d="M{x:.1f} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd" fill="none"/>')
+        parts.append(_text(x - 6, y + 4, f"{value:,.3g}", 'text-anchor="end"'))
+    for x_value in (low, (low + high) / 2, high):
+        x, y = place(x_value, 0)
+        parts.append(_text(x, y + 18, f"{x_value:,.3g}", 'text-anchor="middle"'))
+    for (name, ys), colour in zip(series.items(), _COLOURS, strict=False):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, xs, ys))
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        x, y = place(xs[-1], ys[-1])
+        parts.append(_text(x + 8, y + 4, name, f'fill="{colour}"'))
+    path.write_text("\n".join([*parts, "</svg>", ""]))
+
+
+def _text(x: float, y: float, text: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'

@@ -1,0 +1,557 @@
+"""The compiled part of the joiner: see `streaming.impressions` for what it does and why.
+
+Everything is held in pools, arrays of records chained through `next`: by a list of the free ones
+and by one queue for each kind of waiting. The functions pass on `join`, which is
+
+* `state`: (keys, requests, open, waiting, histories, items, rewards, queues, meta), where `keys`
+  leads from a key to the slot of its impression, or as -2 - n to the first feedback that waits
+  for it, and `requests` from a request to the history that its impressions share;
+* `rules`: one record with the fields of RULES;
+* `events`: with the fields of EVENT;
+* `asked`: (offsets, items, rewards) of the histories handed in beside the events;
+* `out`: (rows, labels, offsets, items, rewards), filled from the front.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from streaming.event_columns import NONE, Ids
+from streaming.kernels import EMPTY, compiled, get, internal, mix, put, remove
+
+OPEN = np.dtype(
+    [
+        ("key", np.int64),  # of request and item; EMPTY in a free slot
+        ("user_id", np.int64),
+        ("item_id", np.int64),
+        ("request_id", np.int64),
+        ("at_us", np.int64),
+        ("opened_us", np.int64),  # in the time of the partition
+        ("due_us", np.int64),
+        ("next", np.int32),  # in its queue, or in the list of free slots
+        ("history", np.int32),
+        ("position", np.int32),
+        ("scenario", np.int32),
+        ("decided", np.uint32),  # a bit a label
+        ("positive", np.uint32),
+    ]
+)
+WAITING = np.dtype(
+    [
+        ("key", np.int64),
+        ("user_id", np.int64),
+        ("item_id", np.int64),
+        ("request_id", np.int64),
+        ("at_us", np.int64),
+        ("due_us", np.int64),
+        ("next", np.int32),
+        ("sibling", np.int32),  # the next one that waits for the same impression
+        ("first", np.int32),  # 1 for the first of the siblings
+        ("history", np.int32),
+        ("position", np.int32),
+        ("scenario", np.int32),
+        ("kind", np.int32),
+        ("label", np.int32),
+        ("value", np.float32),
+        ("reward", np.float32),
+    ]
+)
+HISTORY = np.dtype(
+    [
+        ("request_id", np.int64),  # NONE for one that only a waiting feedback holds
+        ("size", np.int32),
+        ("holders", np.int32),
+        ("next", np.int32),  # in the list of free ones
+    ]
+)
+MOST_LABELS = 31
+# The configuration in numbers: of each window (shortest first) its length and the labels that it
+# decides; of each label those that only come after it; negatives are kept up to a hash.
+RULES = np.dtype(
+    [
+        ("windows", np.int64),
+        ("labels", np.int64),
+        ("window_us", np.int64, MOST_LABELS),
+        ("decides", np.uint32, MOST_LABELS),
+        ("follow", np.uint32, MOST_LABELS),
+        ("wait_us", np.int64),
+        ("remember_us", np.int64),
+        ("keep", np.uint64),
+        ("most_open", np.int64),
+        ("most_waiting", np.int64),
+    ]
+)
+# A row on its way out. `event` is the event that made it leave, `kind` EMPTY for a window's end.
+ROW = np.dtype(
+    [
+        ("event", np.int64),
+        ("user_id", np.int64),
+        ("item_id", np.int64),
+        ("request_id", np.int64),
+        ("at_us", np.int64),
+        ("position", np.int32),
+        ("scenario", np.int32),
+        ("kind", np.int32),
+        ("reward", np.float32),
+        ("joined", np.bool_),
+    ]
+)
+# What is told of an event. `does` is NOTHING, IMPRESSION or ACTION; `label` the number of the label
+# that it decides, or NONE, and `value` the label's value; `history` the number of its history among
+# those handed in beside, or NONE. `now_us`, the time of the partition, never goes back.
+NOTHING, IMPRESSION, ACTION = 0, 1, 2
+EVENT = np.dtype(
+    [
+        ("now_us", np.int64),
+        ("at_us", np.int64),
+        ("user_id", np.int64),
+        ("item_id", np.int64),
+        ("request_id", np.int64),
+        ("history", np.int32),
+        ("position", np.int32),
+        ("scenario", np.int32),
+        ("kind", np.int32),
+        ("label", np.int32),
+        ("value", np.float32),
+        ("reward", np.float32),
+        ("does", np.int8),
+    ]
+)
+
+# The places of `meta`: three pools (free list, rows ever used, rows in use), then the counts.
+SLOTS, WAITERS, HISTORIES = 0, 3, 6
+COUNTS = 9
+COUNTED = (
+    "opened", "negatives", "positives", "late", "repeated", "unmatched", "crowded_out",
+    "sampled_out", "without_request",
+)  # fmt: skip
+_OPENED, _NEGATIVES, _POSITIVES, _LATE, _REPEATED, _UNMATCHED, _CROWDED, _SAMPLED, _REQUESTLESS = (
+    range(COUNTS, COUNTS + len(COUNTED))
+)
+_MOST_SIBLINGS = 16
+_SPARE_ROWS = _MOST_SIBLINGS + 2  # what one event may make leave, beside what is due
+_NEVER = np.iinfo(np.int64).max
+
+
+@compiled
+def run(join: Any, start: int) -> Any:
+    """Takes events from number `start` on, as long as there is room for what leaves.
+
+    Returns the number of the next event, and how many rows left.
+    """
+    state, _, events, _, out = join
+    size = 0
+    for i in range(start, events.size):
+        queue = _due(state, events[i].now_us)
+        while queue != EMPTY:
+            if size >= out[0].size - _SPARE_ROWS:
+                return i, size
+            size = _settle(join, i, size, queue)
+            queue = _due(state, events[i].now_us)
+        if size >= out[0].size - _SPARE_ROWS:
+            return i, size
+        if events[i].does == IMPRESSION:
+            size = _show(join, i, size)
+        elif events[i].does == ACTION:
+            size = _act(join, i, size)
+    return events.size, size
+
+
+@internal
+def _due(state: Any, now_us: int) -> int:
+    """The queue whose first entry is due earliest, and before now; EMPTY if there is none."""
+    open_, waiting, queues = state[2], state[3], state[7]
+    earliest, found = now_us, EMPTY
+    for queue in range(queues.shape[0]):
+        first = queues[queue, 0]
+        if first != EMPTY:
+            waits = queue == queues.shape[0] - 1
+            due_us = waiting[first].due_us if waits else open_[first].due_us
+            if due_us < earliest:
+                earliest, found = due_us, queue
+    return found
+
+
+@internal
+def _settle(join: Any, i: int, size: int, queue: int) -> int:
+    """Deals with the first entry of a queue, which is due."""
+    state, rules, events, _, out = join
+    windows = rules.windows
+    open_, queues, meta = state[2], state[7], state[8]
+    if queue == windows + 1:
+        return _give_up(state, out, i, size)
+    slot = _pop(open_, queues, queue)
+    if queue == windows:
+        _forget(state, slot)
+        return size
+    negative = _undecided(open_[slot], rules, queue)
+    open_[slot].decided |= negative
+    all_labels = np.uint32((1 << rules.labels) - 1)
+    if open_[slot].decided == all_labels:
+        open_[slot].due_us = events[i].now_us + rules.remember_us
+        _push(open_, queues, windows, slot)
+    else:
+        open_[slot].due_us = open_[slot].opened_us + rules.window_us[queue + 1]
+        _push(open_, queues, queue + 1, slot)
+    negative &= ~_implied(open_[slot].positive, rules)
+    if negative == 0:
+        return size
+    if mix(np.uint64(open_[slot].key)) > rules.keep:
+        meta[_SAMPLED] += 1
+        return size
+    meta[_NEGATIVES] += 1
+    labels = out[1]
+    size = _emit(state, out, i, size, open_[slot])
+    for label in range(rules.labels):
+        if (negative >> np.uint32(label)) & np.uint32(1):
+            labels[size - 1, label] = 0.0
+    return size
+
+
+@internal
+def _undecided(impression: Any, rules: Any, window: int) -> Any:
+    """The labels that the end of a window decides: its own, and those that follow a negative."""
+    follow = rules.follow
+    ended = rules.decides[window] & ~impression.decided
+    for label in range(rules.labels):
+        bit = np.uint32(1 << label)
+        # What followed may have come although this was never told.
+        if ended & bit and not impression.positive & follow[label]:
+            ended |= follow[label] & ~impression.decided
+    return ended
+
+
+@internal
+def _implied(positive: Any, rules: Any) -> Any:
+    """The labels that must have been positive, for one that follows them was."""
+    implied = np.uint32(0)
+    for label in range(rules.labels):
+        if positive & rules.follow[label]:
+            implied |= np.uint32(1 << label)
+    return implied
+
+
+@internal
+def _show(join: Any, i: int, size: int) -> int:
+    """Opens an impression, and meets it with the feedback that was waiting."""
+    state, rules, events, asked, out = join
+    keys, open_, waiting, queues, meta = state[0], state[2], state[3], state[7], state[8]
+    now_us, user, item, request = (
+        events[i].now_us,
+        events[i].user_id,
+        events[i].item_id,
+        events[i].request_id,
+    )
+    if request == NONE or rules.labels == 0:
+        meta[_REQUESTLESS] += 1
+        return size
+    key = _key(request, item)
+    held = get(keys, key)
+    if held >= 0:
+        meta[_REPEATED] += 1
+        return size
+    if meta[SLOTS + 2] >= rules.most_open:
+        _crowd_out(state)
+    slot = _allocate(open_, meta, SLOTS)
+    put(keys, key, slot)
+    impression = open_[slot]
+    impression.key = key
+    impression.user_id, impression.item_id, impression.request_id = user, item, request
+    impression.at_us, impression.opened_us = events[i].at_us, now_us
+    impression.position, impression.scenario = events[i].position, events[i].scenario
+    impression.decided = impression.positive = np.uint32(0)
+    impression.due_us = now_us + rules.window_us[0]
+    _push(open_, queues, 0, slot)
+    meta[_OPENED] += 1
+    waiter = -2 - held if held < EMPTY else EMPTY
+    if waiter == EMPTY:
+        impression.history = _hold_request(state, request, asked, events[i].history)
+    else:  # as it was before the feedback, which must not be told of itself
+        impression.history = waiting[waiter].history
+        state[4][impression.history].holders += 1
+    while waiter != EMPTY:
+        feedback = waiting[waiter]
+        told = (feedback.kind, feedback.label, feedback.value, feedback.reward)
+        size = _decide(state, out, i, size, slot, told)
+        sibling = feedback.sibling
+        # It stays in its queue, and leaves it unheard when its time comes.
+        _release(state, feedback.history)
+        feedback.key = EMPTY
+        waiter = sibling
+    return size
+
+
+@internal
+def _act(join: Any, i: int, size: int) -> int:
+    """An action: feedback on an impression, or organic."""
+    state, rules, events, _, out = join
+    keys, meta = state[0], state[8]
+    label, request = events[i].label, events[i].request_id
+    organic = label == NONE
+    organic |= request == NONE
+    if organic:
+        return _emit_event(join, i, size)
+    key = _key(request, events[i].item_id)
+    held = get(keys, key)
+    if held >= 0:
+        told = (events[i].kind, label, events[i].value, events[i].reward)
+        return _decide(state, out, i, size, held, told)
+    if rules.wait_us > 0:
+        if meta[WAITERS + 2] >= rules.most_waiting:
+            size = _give_up(state, out, i, size)
+        if _wait(join, i, key):
+            return size
+    meta[_UNMATCHED] += 1
+    return _emit_event(join, i, size)
+
+
+@internal
+def _decide(state: Any, out: Any, event: int, size: int, slot: int, told: Any) -> int:
+    """A label of an impression became positive; a second time is a repeat and changes nothing."""
+    open_, meta = state[2], state[8]
+    kind, label, value, reward = told
+    bit = np.uint32(1 << label)
+    if open_[slot].positive & bit:
+        meta[_REPEATED] += 1
+        return size
+    meta[_LATE if open_[slot].decided & bit else _POSITIVES] += 1
+    open_[slot].positive |= bit
+    open_[slot].decided |= bit
+    size = _emit(state, out, event, size, open_[slot])
+    out[0][size - 1].kind, out[0][size - 1].reward = kind, reward
+    out[1][size - 1, label] = value
+    return size
+
+
+@internal
+def _wait(join: Any, i: int, key: int) -> bool:
+    """Lets feedback wait for its impression; False if too much of it waits for that one."""
+    state, rules, events, asked, _ = join
+    keys, waiting, queues, meta = state[0], state[3], state[7], state[8]
+    last, siblings, held = EMPTY, 0, get(keys, key)
+    waiter = -2 - held if held < EMPTY else EMPTY
+    while waiter != EMPTY:
+        last, siblings = waiter, siblings + 1
+        waiter = waiting[waiter].sibling
+    if siblings >= _MOST_SIBLINGS:
+        return False
+    new = _allocate(waiting, meta, WAITERS)
+    feedback = waiting[new]
+    feedback.key = key
+    feedback.user_id, feedback.item_id = events[i].user_id, events[i].item_id
+    feedback.request_id, feedback.at_us = events[i].request_id, events[i].at_us
+    feedback.position, feedback.scenario = events[i].position, events[i].scenario
+    feedback.kind, feedback.label = events[i].kind, events[i].label
+    feedback.value, feedback.reward = events[i].value, events[i].reward
+    feedback.due_us = events[i].now_us + rules.wait_us
+    feedback.sibling = EMPTY
+    feedback.first = 1 if last == EMPTY else 0
+    feedback.history = _keep_history(state, NONE, asked, events[i].history)
+    if last == EMPTY:
+        put(keys, key, -2 - new)
+    else:
+        waiting[last].sibling = new
+    _push(waiting, queues, queues.shape[0] - 1, new)
+    return True
+
+
+@internal
+def _give_up(state: Any, out: Any, event: int, size: int) -> int:
+    """The first that waits has waited long enough: it leaves as an action without impression."""
+    keys, waiting, queues, meta = state[0], state[3], state[7], state[8]
+    waiter = _pop(waiting, queues, queues.shape[0] - 1)
+    feedback = waiting[waiter]
+    if feedback.key != EMPTY:
+        meta[_UNMATCHED] += 1
+        if feedback.sibling == EMPTY:
+            remove(keys, feedback.key)
+        else:
+            put(keys, feedback.key, -2 - feedback.sibling)
+            waiting[feedback.sibling].first = 1
+        if not np.isnan(feedback.reward):
+            size = _emit(state, out, event, size, feedback)
+            row = out[0][size - 1]
+            row.kind, row.reward, row.joined = feedback.kind, feedback.reward, False
+        _release(state, feedback.history)
+        feedback.key = EMPTY
+    _free(waiting, meta, WAITERS, waiter)
+    return size
+
+
+@compiled
+def first_unmet(waiting: Any, waiter: int) -> int:
+    """The first from here on that still waits for its impression; EMPTY if none does."""
+    while waiter != EMPTY and waiting[waiter].key == EMPTY:
+        waiter = int(waiting[waiter].next)
+    return waiter
+
+
+@internal
+def _crowd_out(state: Any) -> None:
+    """Makes a place: first of what is only remembered, then of what has been open longest."""
+    open_, queues, meta = state[2], state[7], state[8]
+    chosen = queues.shape[0] - 2
+    if queues[chosen, 0] == EMPTY:
+        oldest = _NEVER
+        for queue in range(queues.shape[0] - 2):
+            first = queues[queue, 0]
+            if first != EMPTY and open_[first].opened_us < oldest:
+                oldest, chosen = open_[first].opened_us, queue
+        meta[_CROWDED] += 1
+    _forget(state, _pop(open_, queues, chosen))
+
+
+@internal
+def _forget(state: Any, slot: int) -> None:
+    remove(state[0], state[2][slot].key)
+    _release(state, state[2][slot].history)
+    state[2][slot].key = EMPTY
+    _free(state[2], state[8], SLOTS, slot)
+
+
+# Histories: one for all impressions of a request
+
+
+@internal
+def _hold_request(state: Any, request: int, asked: Any, number: int) -> int:
+    requests, histories = state[1], state[4]
+    place = get(requests, request)
+    if place == EMPTY:
+        place = _keep_history(state, request, asked, number)
+        put(requests, request, place)
+    else:
+        histories[place].holders += 1
+    return place
+
+
+@internal
+def _keep_history(state: Any, request: int, asked: Any, number: int) -> int:
+    histories, items, rewards, meta = state[4], state[5], state[6], state[8]
+    place = _allocate(histories, meta, HISTORIES)
+    histories[place].request_id = request
+    histories[place].holders = 1
+    end = asked[0][number + 1]
+    size = min(end - asked[0][number], items.shape[1])  # the newest of them
+    for i in range(size):
+        items[place, i] = asked[1][end - size + i]
+        rewards[place, i] = asked[2][end - size + i]
+    histories[place].size = size
+    return place
+
+
+@internal
+def _release(state: Any, place: int) -> None:
+    histories = state[4]
+    histories[place].holders -= 1
+    if histories[place].holders == 0:
+        if histories[place].request_id != NONE:
+            remove(state[1], histories[place].request_id)
+        _free(histories, state[8], HISTORIES, place)
+
+
+# Rows on their way out
+
+
+@internal
+def _emit_event(join: Any, i: int, size: int) -> int:
+    """An action without an impression, with the history handed in beside it."""
+    state, _, events, asked, out = join
+    if np.isnan(events[i].reward):  # a label and no action: of use with its impression only
+        return size
+    rows, labels, offsets, items, rewards = out
+    row = rows[size]
+    row.event, row.kind, row.reward, row.joined = i, events[i].kind, events[i].reward, False
+    row.user_id, row.item_id, row.request_id = (
+        events[i].user_id,
+        events[i].item_id,
+        events[i].request_id,
+    )
+    row.position, row.scenario, row.at_us = events[i].position, events[i].scenario, events[i].at_us
+    labels[size] = np.nan
+    start, end = offsets[size], asked[0][events[i].history + 1]
+    length = min(end - asked[0][events[i].history], state[5].shape[1])  # the newest of them
+    for k in range(length):
+        items[start + k] = asked[1][end - length + k]
+        rewards[start + k] = asked[2][end - length + k]
+    offsets[size + 1] = start + length
+    return size + 1
+
+
+@internal
+def _emit(state: Any, out: Any, event: int, size: int, held: Any) -> int:
+    """A row of what was held, of the kind that a window's end has, with no label known."""
+    rows, labels, offsets, items, rewards = out
+    row = rows[size]
+    row.event, row.joined, row.kind, row.reward = event, True, EMPTY, np.nan
+    row.user_id, row.item_id, row.request_id = held.user_id, held.item_id, held.request_id
+    row.position, row.scenario, row.at_us = held.position, held.scenario, held.at_us
+    labels[size] = np.nan
+    start, length = offsets[size], state[4][held.history].size
+    for k in range(length):
+        items[start + k] = state[5][held.history, k]
+        rewards[start + k] = state[6][held.history, k]
+    offsets[size + 1] = start + length
+    return size + 1
+
+
+# Pools and queues: chained through `next`
+
+
+@internal
+def _allocate(pool: Any, meta: Ids, of: int) -> int:
+    place = int(meta[of])
+    if place == EMPTY:
+        place = int(meta[of + 1])
+        meta[of + 1] += 1
+    else:
+        meta[of] = pool[place].next
+    meta[of + 2] += 1
+    return place
+
+
+@internal
+def _free(pool: Any, meta: Ids, of: int, place: int) -> None:
+    pool[place].next = meta[of]
+    meta[of] = place
+    meta[of + 2] -= 1
+
+
+@internal
+def _push(pool: Any, queues: Any, queue: int, place: int) -> None:
+    pool[place].next = EMPTY
+    if queues[queue, 0] == EMPTY:
+        queues[queue, 0] = place
+    else:
+        pool[queues[queue, 1]].next = place
+    queues[queue, 1] = place
+
+
+@internal
+def _pop(pool: Any, queues: Any, queue: int) -> int:
+    place = int(queues[queue, 0])
+    queues[queue, 0] = pool[place].next
+    return place
+
+
+@internal
+def _key(request: int, item: int) -> int:
+    return int(mix(np.uint64(request) ^ mix(np.uint64(item))) >> np.uint64(1))
+
+
+@compiled
+def fill_maps(state: Any) -> None:
+    """The maps are not saved: everything that is in them stands in the pools too."""
+    keys, requests, open_, waiting, histories, meta = (
+        state[0], state[1], state[2], state[3], state[4], state[8],
+    )  # fmt: skip
+    for slot in range(meta[SLOTS + 1]):
+        if open_[slot].key != EMPTY:
+            put(keys, open_[slot].key, slot)
+    for waiter in range(meta[WAITERS + 1]):
+        if waiting[waiter].key != EMPTY and waiting[waiter].first:
+            put(keys, waiting[waiter].key, -2 - waiter)
+    for place in range(meta[HISTORIES + 1]):
+        if histories[place].holders > 0 and histories[place].request_id != NONE:
+            put(requests, histories[place].request_id, place)

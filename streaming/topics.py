@@ -1,0 +1,157 @@
+"""The topics of a system in Kafka: what they should be, what they are, and the plan between.
+
+Nothing is ever removed: partitions cannot be taken away, and a topic that is there stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import PositiveFloat, PositiveInt
+
+from streaming.errors import LogError
+from streaming.kafka_client import Cluster
+from streaming.log import DEAD_LETTERS, EVENTS, SAMPLES, TOPICS, VERSIONS
+
+CREATE, CHANGE, KEEP, CANNOT = (
+    "would be created",
+    "would be changed",
+    "is as it should",
+    "cannot be",
+)
+NOT_REPORTED = "not reported by the broker"
+_DAY_MS = 86_400_000
+
+_WHY = {
+    EVENTS: "the partitions are what joiners can share; a user's events lie in one of them",
+    SAMPLES: "one partition: the trainer is one, and its order of steps is its result",
+    DEAD_LETTERS: "kept longer, for people to look at and to drive in again",
+    VERSIONS: "by size, not age: a reader that starts needs the last snapshot however old it is,"
+    " and the changes since, so that compaction would lose what it needs",
+}
+
+
+@dataclass(frozen=True)
+class TopicsConfig:
+    """`partitions` of the topic `events`; the others have one."""
+
+    partitions: PositiveInt = 4
+    replication: PositiveInt = 1
+    events_retention_days: PositiveFloat = 7.0
+    samples_retention_days: PositiveFloat = 7.0
+    dead_letters_retention_days: PositiveFloat = 30.0
+    versions_bytes: PositiveInt = 1024**3
+    max_record_bytes: PositiveInt = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """What would be done about one topic; `problem` says what cannot be, and how to mend it."""
+
+    topic: str
+    action: str
+    partitions: int
+    have: int | None
+    settings: Mapping[str, str]
+    changes: Mapping[str, str] = field(default_factory=dict)
+    unreported: tuple[str, ...] = ()
+    why: str = ""
+    problem: str | None = None
+
+
+def wanted_settings(topic: str, config: TopicsConfig) -> dict[str, str]:
+    """The settings that a topic should have, as the broker writes them."""
+    days = {
+        EVENTS: config.events_retention_days,
+        SAMPLES: config.samples_retention_days,
+        DEAD_LETTERS: config.dead_letters_retention_days,
+    }
+    settings = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(days[topic] * _DAY_MS)) if topic in days else "-1",
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(config.max_record_bytes),
+    }
+    if topic == VERSIONS:
+        settings["retention.bytes"] = str(config.versions_bytes)
+    if config.replication >= 3:
+        settings["min.insync.replicas"] = "2"
+    return settings
+
+
+class Topics:
+    """Plans and makes the topics at `kafka://...`."""
+
+    def __init__(self, url: str, config: TopicsConfig | None = None) -> None:
+        self._config = config or TopicsConfig()
+        self._cluster = Cluster(url)
+        self._prefix = self._cluster.url.topic_prefix
+
+    def plan(self) -> list[TopicPlan]:
+        """What would have to be done, topic by topic; changes nothing."""
+        names = {self._prefix + topic: topic for topic in TOPICS}
+        counts = self._cluster.partitions(names)
+        settings = self._cluster.settings(list(counts))
+        return [
+            self._plan_one(topic, name, counts.get(name), settings.get(name))
+            for name, topic in names.items()
+        ]
+
+    def missing(self) -> list[str]:
+        """The topics that are not there, by the broker's names."""
+        names = [self._prefix + topic for topic in TOPICS]
+        there = self._cluster.partitions(names)
+        return [name for name in names if name not in there]
+
+    def apply(self, plan: list[TopicPlan]) -> None:
+        """Does what the plan says.
+
+        Raises:
+            LogError: a part of it cannot be done; before that, nothing is changed.
+        """
+        problems = [one.problem for one in plan if one.problem]
+        if problems:
+            raise LogError(problems[0])
+        for one in plan:
+            if one.have is None:
+                self._cluster.create(
+                    one.topic, one.partitions, self._config.replication, one.settings
+                )
+            elif one.changes:
+                self._cluster.change(one.topic, one.changes)
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._cluster.close()
+
+    def _plan_one(
+        self, topic: str, name: str, have: int | None, found: Mapping[str, str] | None
+    ) -> TopicPlan:
+        count = self._config.partitions if topic == EVENTS else 1
+        settings = wanted_settings(topic, self._config)
+        why = _WHY[topic]
+        if have is None:
+            return TopicPlan(name, CREATE, count, None, settings, settings, (), why)
+        found = found or {}
+        unreported = tuple(key for key in settings if key not in found)
+        changes = {key: value for key, value in settings.items() if found.get(key, value) != value}
+        problem = None
+        if have > count:
+            problem = (
+                f"topic {name} has {have} partitions and cannot have {count}: Kafka takes none"
+                f" away; ask for {have}, or use another topic_prefix"
+            )
+            if topic != EVENTS:
+                problem = (
+                    f"topic {name} has {have} partitions and Headrace reads it in one order, so it"
+                    " must have 1: use another topic_prefix in the log's URL, or delete the topic"
+                )
+        elif have < count:
+            problem = (
+                f"topic {name} has {have} partitions and cannot have {count}: users would move to"
+                f" other partitions while their events wait in the old ones; ask for {have}, or"
+                " use another topic_prefix"
+            )
+        action = CANNOT if problem else CHANGE if changes else KEEP
+        return TopicPlan(name, action, count, have, settings, changes, unreported, why, problem)
