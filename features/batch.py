@@ -21,7 +21,11 @@ class Jagged:
 
     @staticmethod
     def of(values: Ids, lengths: Ids) -> Jagged:
-        """The lists that lie one after another in `values`, by their lengths (n,)."""
+        """The lists that lie one after another in `values`, by their lengths (n,).
+
+        >>> Jagged.of(np.array([7, 8, 9]), np.array([2, 0, 1])).offsets.tolist()
+        [0, 2, 2, 3]
+        """
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return Jagged(values, offsets)

@@ -126,7 +126,7 @@ class Archive:
             for file in files:
                 for batch in file.iter_batches(_AT_ONCE):
                     yield from conform(batch, schema).to_batches()
-                file.close()
+                file.close(force=True)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -171,9 +171,9 @@ class Archive:
         ranges = [offsets_in(file.metadata) for file in files]
         low, high = zip(*ranges, strict=True) if ranges else ((0,), (0,))
         rows = sum(file.metadata.num_rows for file in files)
-        size = sum(file.reader.size() for file in files)
         for file in files:
-            file.reader.close()
+            file.close(force=True)
+        size = sum(p.path.stat().st_size for p in self.parts(topic, day) if p.path.exists())
         return Day(topic, day, rows, len(files), size, (min(low), max(high)))
 
     def _open(self, topic: str, day: str) -> list[pq.ParquetFile]:

@@ -10,6 +10,8 @@ from streaming.kafka_client import Cluster, Place
 from streaming.log import Record
 
 MOST_FETCHED = 1_024  # records of one poll
+MOST_HELD = 8_192  # records that wait to be taken, before more are asked for
+_SHORT_MS = 100  # how long a broker may hold a question back, for who waits for nothing new
 
 
 class Reader:
@@ -23,7 +25,7 @@ class Reader:
     def __init__(self, cluster: Cluster, *, waits: bool) -> None:
         self.waits = waits
         self._cluster = cluster
-        self._consumer = cluster.consumer(**({} if waits else {"fetch_max_wait_ms": 1}))
+        self._consumer = cluster.consumer(**({} if waits else {"fetch_max_wait_ms": _SHORT_MS}))
         self._next: dict[Place, int] = {}
         self._fetched: dict[Place, list[Record]] = {}
         # On the monotonic clock.
@@ -39,9 +41,9 @@ class Reader:
         """As `Log.read`, though it may return early with nothing."""
         self.turn_to(positions)
         share = max(1, limit // len(positions))
-        if not all(self._fetched.values()):
-            some = any(self._fetched.values())
-            self._poll(0.0 if some else timeout_s, share)
+        held = sum(map(len, self._fetched.values()))
+        if held < MOST_HELD and not all(self._fetched.values()):
+            self._poll(0.0 if held else timeout_s)
         return self._take(share)
 
     def read_all_there_is(
@@ -60,7 +62,7 @@ class Reader:
                     f"{self._cluster.url} has records and does not deliver them: look at the"
                     " broker, then start again"
                 )
-            self._poll(0.1, share)
+            self._poll(0.1)
         return self._take(share)
 
     def turn_to(self, positions: Mapping[Place, int]) -> None:
@@ -78,13 +80,9 @@ class Reader:
                 self._next[place] = at
                 self._fetched[place] = []
 
-    def _poll(self, timeout_s: float, share: int) -> None:
-        full = [place for place, records in self._fetched.items() if len(records) >= share]
-        if full:
-            self._consumer.pause(*full)
+    def _poll(self, timeout_s: float) -> None:
+        # No partition is paused for having enough: kafka-python may forget one that was resumed.
         polled = self._consumer.poll(timeout_s * 1000, max_records=MOST_FETCHED)
-        if full:
-            self._consumer.resume(*full)
         for place, found in polled.items():
             self._fetched[place] += found
 
