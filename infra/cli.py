@@ -86,12 +86,13 @@ def status(
     """Tell where every step stands: positions, lag, version, watermark, freshness."""
     from contextlib import closing
 
+    from infra.home import Home
     from infra.log_option import chosen_log
     from infra.status import show_status
     from infra.status import status as read_status
 
     with closing(chosen_log(log, home)) as opened:
-        found = read_status(opened)
+        found = read_status(opened, Home(home or Path(".headrace")))
     if as_json:
         typer.echo(json.dumps(found))
     else:

@@ -115,7 +115,7 @@ class System:
         """What `/v1/status` answers; `caught_up`: all of the source is learnt and served."""
         replay = None if self.replay is None else self.replay.progress
         info = self.replica.info
-        found = status(self.log)
+        found = status(self.log, self._home)
         return {
             **found,
             "ready": self.not_ready() is None,

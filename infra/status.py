@@ -1,18 +1,22 @@
-"""How a system does: positions, lag, versions, watermark, freshness; read from its log alone."""
+"""How a system does: positions, lag, versions, watermark, freshness; read from log and cuts."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from infra.home import Home
 from serving.times import time_text
 from streaming.log import EVENTS, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
+from streaming.loop import CutDirectory
 from trainers.versions import read_announcement
 
 # Which topics each consumer group reads.
@@ -59,8 +63,20 @@ def newest_version(log: Log) -> dict[str, Any] | None:
     return {**announced, "name": name, "published_us": records[0].logged_us}
 
 
-def status(log: Log) -> dict[str, Any]:
-    """What `headrace status` shows and `/v1/status` answers, in plain values."""
+def joiner_counts(cuts: Path) -> dict[str, int]:
+    """What became of the events, as of the newest cut of each partition's joiner."""
+    total: Counter[str] = Counter()
+    for partition in sorted(cuts.iterdir()) if cuts.is_dir() else ():
+        meta = CutDirectory(partition).newest_meta()
+        total.update({} if meta is None else meta["counts"])
+    return dict(total)
+
+
+def status(log: Log, home: Home) -> dict[str, Any]:
+    """What `headrace status` shows and `/v1/status` answers, in plain values.
+
+    What the joiner counted is that of its newest cut, some seconds ago.
+    """
     where = progress(log)
     version = newest_version(log)
     shown = None
@@ -78,6 +94,7 @@ def status(log: Log) -> dict[str, Any]:
         "records": where.ends,
         "positions": where.positions,
         "lag": where.lag,
+        "joiner": joiner_counts(home.cuts("joiner")),
         "version": None if shown is None else shown["name"],
         "newest_version": shown,
         "watermark": None if version is None else time_text(version["watermark_us"]),
@@ -93,6 +110,8 @@ def show_status(found: dict[str, Any], console: Console) -> None:
             group, topic, f"{found['positions'][group]:,}", f"{found['lag'][group]:,} records"
         )
     console.print(table)
+    if found["joiner"].get("opened"):
+        console.print(f"impressions   {_counted(found['joiner'])}", highlight=False)
     dead = found["records"]["dead-letters"]
     console.print(f"dead letters  {dead:,}", highlight=False)
     version = found["newest_version"]
@@ -109,3 +128,8 @@ def show_status(found: dict[str, Any], console: Console) -> None:
         )
     for figure, value in sorted(found["metrics"].items()):
         console.print(f"{figure:<32}{value:,.4g}", highlight=False)
+
+
+def _counted(joiner: Mapping[str, int]) -> str:
+    told = ("opened", "open", "positives", "negatives", "late", "repeated", "unmatched")
+    return ", ".join(f"{joiner[name]:,} {name}" for name in told)
