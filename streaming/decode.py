@@ -62,6 +62,10 @@ def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
     """Reads records of the topic `events`, in either form; never raises for what they hold."""
     logged_us = np.array([record.logged_us for record in records], dtype=np.int64)
     is_arrow = np.array([r.value.startswith(STREAM_STARTS) for r in records], dtype=np.bool_)
+    if len(records) > 1 and is_arrow.all():
+        together = _all_at_once(records, logged_us, rules)
+        if together is not None:
+            return together
     pieces: list[_Piece] = []
     rejected: list[tuple[int, Rejected]] = []
     for number in np.flatnonzero(is_arrow).tolist():
@@ -82,6 +86,21 @@ def decode_events(records: Sequence[Record], rules: EventRules) -> Decoded:
     events, numbers = _in_log_order(pieces)
     rejected.sort(key=lambda pair: pair[0])
     return Decoded(events, logged_us[numbers], [one for _, one in rejected])
+
+
+def _all_at_once(
+    records: Sequence[Record], logged_us: NDArray[np.int64], rules: EventRules
+) -> Decoded | None:
+    """What Arrow records hold, if no row of any is in doubt: as most are, and in half the time."""
+    try:
+        batches = [fit_batch(read_batch(r.value), EVENT_SCHEMA, "EVENT_SCHEMA") for r in records]
+    except ValueError:
+        return None
+    rows = pa.concat_batches(batches)
+    plain = rows["attributes"].null_count == rows.num_rows
+    if not plain or not _beyond_doubt(rows, rules, int(logged_us.min())):
+        return None
+    return Decoded(rows, np.repeat(logged_us, [batch.num_rows for batch in batches]), [])
 
 
 def _in_log_order(pieces: list[_Piece]) -> _Piece:
@@ -238,6 +257,8 @@ def _acceptable(
     rows: pa.RecordBatch, rules: EventRules, logged_us: int | NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """A row that is True keeps every rule, but for attributes; any other needs a closer look."""
+    if _beyond_doubt(rows, rules, logged_us):
+        return np.ones(rows.num_rows, np.bool_)
     at = _filled(rows["at"].cast(pa.int64()), -1)
     good: NDArray[np.bool_] = (at >= 0) & (at <= logged_us + int(rules.max_ahead_s * 1e6))
     for name in LIMITED_TEXTS:
@@ -248,6 +269,38 @@ def _acceptable(
     if rows["position"].null_count < rows.num_rows:
         good &= _filled(rows["position"], 0) >= 0
     return good & _kinds_fit(rows, rules)
+
+
+def _beyond_doubt(
+    rows: pa.RecordBatch, rules: EventRules, logged_us: int | NDArray[np.int64]
+) -> bool:
+    """Whether every row keeps every rule, told from the extremes of each column alone."""
+    if rows.num_rows == 0:
+        return True
+    earliest_us = logged_us if isinstance(logged_us, int) else int(logged_us.min())
+    if not _within(rows["at"].view(pa.int64()), 0, earliest_us + int(rules.max_ahead_s * 1e6)):
+        return False
+    texts = all(
+        _within(pc.binary_length(rows[name]), 1, rules.max_id_characters) for name in LIMITED_TEXTS
+    )
+    if (
+        not texts
+        or not _within(rows["position"], 0, None)
+        or rows["value"].null_count < rows.num_rows
+    ):
+        return False
+    kinds = rows["kind"].unique().to_pylist()
+    required = {name for kind in kinds for name in rules.all_kinds.get(kind, ())}
+    whole = {"event_id", "at", *required}
+    return set(kinds) <= rules.all_kinds.keys() and not any(rows[n].null_count for n in whole)
+
+
+def _within(numbers: pa.Array, low: int, high: int | None) -> bool:
+    """Whether all numbers that are there lie between the two."""
+    values = (numbers.drop_null() if numbers.null_count else numbers).to_numpy()
+    if not len(values):
+        return True
+    return bool(values.min() >= low and (high is None or values.max() <= high))
 
 
 def _kinds_fit(rows: pa.RecordBatch, rules: EventRules) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = {
     "reconnect_backoff_max_ms": 1_000,
     "retry_backoff_ms": 20,
     "fetch_max_wait_ms": 100,
+    "max_partition_fetch_bytes": 8 * 1024 * 1024,  # a fetch costs the same for many records
     "compression_type": "lz4",
     "batch_size": 256 * 1024,
     "max_request_size": 16 * 1024 * 1024,

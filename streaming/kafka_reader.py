@@ -85,6 +85,8 @@ class Reader:
         polled = self._consumer.poll(timeout_s * 1000, max_records=MOST_FETCHED)
         for place, found in polled.items():
             self._fetched[place] += found
+        if polled:  # the next is on its way while these are dealt with
+            self._consumer._fetcher.send_fetches()
 
     def _take(self, share: int) -> list[Record]:
         taken: list[Record] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -76,6 +78,8 @@ class EventProducer:
         self._log = log
         self._config = config or EventProducerConfig()
         self._rules = rules or EventRules()
+        self._name = secrets.token_hex(8)
+        self._numbers = count()
         self._changed = threading.Condition()  # guards all that follows
         self._queue: deque[_Pending] = deque()
         self._by_partition: dict[int, list[_Pending]] = {}
@@ -179,6 +183,8 @@ class EventProducer:
     def _checked(self, event: Event | Mapping[str, Any] | None, fields: dict[str, Any]) -> _Pending:
         given = msgspec.structs.asdict(event) if isinstance(event, Event) else dict(event or {})
         given = {name: value for name, value in {**given, **fields}.items() if value is not None}
+        if "event_id" not in given:  # it travels at a fifth of the bytes of one that is all chance
+            given["event_id"] = f"{self._name}-{next(self._numbers)}"
         checked = parse_event(given, self._rules, time.time_ns() // 1000)
         try:
             size = len(msgspec.json.encode(checked))
