@@ -90,9 +90,11 @@ def status(
     from infra.log_option import chosen_log
     from infra.status import show_status
     from infra.status import status as read_status
+    from streaming.dead_letters import Letters
 
     with closing(chosen_log(log, home)) as opened:
         found = read_status(opened, Home(home or Path(".headrace")))
+        found["dead_letters"] = sum(1 for _ in Letters(opened).waiting())
     if as_json:
         typer.echo(json.dumps(found))
     else:

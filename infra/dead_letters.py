@@ -195,7 +195,7 @@ def _advice(filed: Filed, rules: EventRules) -> Iterator[str]:
         else:
             yield f"Mend it: {command} --set {error.field}=VALUE"
         if letter.field == "kind":
-            yield f"or add the kind to [events.kinds] of a recipe, and: {command} --recipe FILE"
+            yield f"or add the kind to \\[events.kinds] of a recipe, and: {command} --recipe FILE"
     else:
         yield f"It keeps the rules now: {command}"
 

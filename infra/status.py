@@ -112,8 +112,7 @@ def show_status(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     if found["joiner"].get("opened"):
         console.print(f"impressions   {_counted(found['joiner'])}", highlight=False)
-    dead = found["records"]["dead-letters"]
-    console.print(f"dead letters  {dead:,}", highlight=False)
+    console.print(f"dead letters  {found['dead_letters']:,} waiting", highlight=False)
     version = found["newest_version"]
     if version is None:
         console.print("version       none yet")

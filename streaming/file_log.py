@@ -17,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from streaming.errors import Fenced, LogError, LogFull
+from streaming.in_use import InUse
 from streaming.log import TOPICS, Append, Positions, Record, TopicPartition, WholeMembership
 
 POLL_S = 0.004
@@ -34,9 +35,7 @@ class FileLog:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
-        self._in_use = threading.Condition()
-        self._users = 0
-        self._closed = False
+        self._in_use = InUse(f"the log {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,9 +88,7 @@ class FileLog:
         return xxhash.xxh3_64_intdigest(key) % count if key else 0
 
     def close(self) -> None:
-        with self._in_use:  # SQLite crashes if a connection is closed under its user
-            self._closed = True
-            self._in_use.wait_for(lambda: self._users == 0)
+        self._in_use.close()  # SQLite crashes if a connection is closed under its user
         with self._connections_lock:
             for connection in self._connections:
                 connection.close()
@@ -223,24 +220,10 @@ class FileLog:
                 raise
 
     @contextmanager
-    def _used(self) -> Iterator[None]:
-        """Keeps `close` waiting."""
-        with self._in_use:
-            if self._closed:
-                raise LogError(f"the log {self._path} is closed")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._in_use:
-                self._users -= 1
-                self._in_use.notify_all()
-
-    @contextmanager
     def _translated(self) -> Iterator[None]:
         """SQLite's errors as the log's own."""
         try:
-            with self._used():
+            with self._in_use.using():
                 yield
         except sqlite3.OperationalError as error:
             if "full" in str(error):

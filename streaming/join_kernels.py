@@ -21,37 +21,32 @@ import numpy as np
 from streaming.event_columns import NONE, Ids
 from streaming.kernels import EMPTY, compiled, get, internal, mix, put, remove
 
+# What is known of everything that is held.
+_HELD = [
+    ("key", np.int64),  # of request and item; EMPTY in a free place
+    ("user_id", np.int64),
+    ("item_id", np.int64),
+    ("request_id", np.int64),
+    ("at_us", np.int64),
+    ("due_us", np.int64),  # in the time of the partition
+    ("next", np.int32),  # in its queue, or in the list of free places
+    ("history", np.int32),
+    ("position", np.int32),
+    ("scenario", np.int32),
+]
 OPEN = np.dtype(
     [
-        ("key", np.int64),  # of request and item; EMPTY in a free slot
-        ("user_id", np.int64),
-        ("item_id", np.int64),
-        ("request_id", np.int64),
-        ("at_us", np.int64),
-        ("opened_us", np.int64),  # in the time of the partition
-        ("due_us", np.int64),
-        ("next", np.int32),  # in its queue, or in the list of free slots
-        ("history", np.int32),
-        ("position", np.int32),
-        ("scenario", np.int32),
+        *_HELD,
+        ("opened_us", np.int64),
         ("decided", np.uint32),  # a bit a label
         ("positive", np.uint32),
     ]
 )
 WAITING = np.dtype(
     [
-        ("key", np.int64),
-        ("user_id", np.int64),
-        ("item_id", np.int64),
-        ("request_id", np.int64),
-        ("at_us", np.int64),
-        ("due_us", np.int64),
-        ("next", np.int32),
+        *_HELD,
         ("sibling", np.int32),  # the next one that waits for the same impression
         ("first", np.int32),  # 1 for the first of the siblings
-        ("history", np.int32),
-        ("position", np.int32),
-        ("scenario", np.int32),
         ("kind", np.int32),
         ("label", np.int32),
         ("value", np.float32),

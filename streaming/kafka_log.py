@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from streaming.errors import Fenced, LogError
+from streaming.in_use import InUse
 from streaming.kafka_client import (
     Cluster,
     Offset,
@@ -52,9 +53,8 @@ class KafkaLog:
         self._ends: dict[Place, tuple[int, int]] = {}
         self._single: Any = None
         self._name = uuid.uuid4().hex
-        self._in_use = threading.Condition()
-        self._users = 0
-        self._closed = False
+        self._in_use = InUse(f"the log {self._cluster.url}")
+        self._guard = threading.Lock()  # of the clients that threads share or lend each other
 
     # -- the Log protocol ------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ class KafkaLog:
         if not records:
             return
         placed = self._placed(records)
-        with self._used():
+        with self._in_use.using():
             if len(placed) == 1:
                 self._send(*placed[0])
             else:
@@ -74,7 +74,11 @@ class KafkaLog:
             return []
         wanted = {self._known(name): at for name, at in positions.items()}
         deadline = time.monotonic() + timeout_s
-        with self._used(), self._cluster.translated(), self._reader(wanted, timeout_s) as reader:
+        with (
+            self._in_use.using(),
+            self._cluster.translated(),
+            self._reader(wanted, timeout_s) as reader,
+        ):
             if not reader.continues(wanted):
                 wanted = self._checked(wanted)
             if timeout_s <= 0:
@@ -90,7 +94,7 @@ class KafkaLog:
 
     @contextmanager
     def transaction(self, group: str) -> Iterator[_KafkaTransaction]:
-        with self._used():
+        with self._in_use.using():
             transaction = _KafkaTransaction(self)
             yield transaction
             self._finish(group, transaction)
@@ -107,13 +111,13 @@ class KafkaLog:
 
     def positions(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         names = self._names(topics)
-        with self._used(), self._cluster.translated():
+        with self._in_use.using(), self._cluster.translated():
             found = self._stand(group, names)
         return {name: found[place] for place, name in names.items()}
 
     def ends(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         names = self._names(topics)
-        with self._used(), self._cluster.translated():
+        with self._in_use.using(), self._cluster.translated():
             stable = self._cluster.offsets(names, Offset.STABLE)
             changed = {p: at for p, at in stable.items() if self._ends.get(p, (-1,))[0] < at}
             for place, end in self._visible_ends(changed).items():
@@ -128,9 +132,7 @@ class KafkaLog:
         return _hash(key) % count if key else 0
 
     def close(self) -> None:
-        with self._in_use:
-            self._closed = True
-            self._in_use.wait_for(lambda: self._users == 0)
+        self._in_use.close()
         for reader in self._readers:
             reader.close()
         for writer in self._writers.values():
@@ -224,7 +226,7 @@ class KafkaLog:
         return self._prefix + group if member is None else member.metadata()
 
     def _send(self, place: Place, key: bytes | None, value: bytes) -> None:
-        with self._in_use:
+        with self._guard:
             if self._single is None:
                 self._single = self._cluster.producer()
         with self._cluster.translated():
@@ -340,7 +342,7 @@ class KafkaLog:
         """A reader for this thread alone: the one that stands there already, if there is one."""
         # A consumer that has waited for news cannot look elsewhere before the wait is over.
         waits = timeout_s > 0
-        with self._in_use:
+        with self._guard:
             idle = [reader for reader in self._readers if reader.waits == waits]
             there = [reader for reader in idle if reader.continues(wanted)]
             reader = there[0] if there else None
@@ -353,22 +355,8 @@ class KafkaLog:
             yield reader
         finally:
             reader.used_s = time.monotonic()
-            with self._in_use:
+            with self._guard:
                 self._readers.append(reader)
-
-    @contextmanager
-    def _used(self) -> Iterator[None]:
-        """Keeps `close` waiting."""
-        with self._in_use:
-            if self._closed:
-                raise LogError(f"the log {self._cluster.url} is closed")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._in_use:
-                self._users -= 1
-                self._in_use.notify_all()
 
 
 class _KafkaTransaction:

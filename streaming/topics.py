@@ -17,7 +17,7 @@ from streaming.log import DEAD_LETTERS, EVENTS, SAMPLES, TOPICS, VERSIONS
 CREATE, CHANGE, KEEP, CANNOT = (
     "would be created",
     "would be changed",
-    "is as it should",
+    "is as it should be",
     "cannot be",
 )
 NOT_REPORTED = "not reported by the broker"
