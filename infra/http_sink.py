@@ -58,7 +58,8 @@ class HttpSink:
                 with urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
                     return _parsed(response.read())
             except HTTPError as error:
-                answer = _parsed(error.read())
+                with error:  # it holds the connection
+                    answer = _parsed(error.read())
                 if error.code == 422 and "rejected" in answer:
                     return answer
                 why = answer.get("error", error.reason)

@@ -20,8 +20,6 @@ from streaming.open_log import open_log
 ROOT = Path(__file__).parents[2]
 REPLAYED = 11_000  # all movies and some 1,000 ratings
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 
 def headrace(*arguments: str, log: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infra.cli", *arguments]

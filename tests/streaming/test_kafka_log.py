@@ -31,7 +31,6 @@ def make_topics(url: str, partitions: int = 1, prefix: str = "") -> None:
 
 
 # kafka-python leaves sockets that could not connect to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
