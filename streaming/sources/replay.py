@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from streaming.errors import ConfigError, Fenced
-from streaming.events import EVENT_SCHEMA, TICK, encode_events
+from streaming.event_order import encode_tick
+from streaming.events import EVENT_SCHEMA, encode_events
 from streaming.log import EVENTS, Append, Log, TopicPartition
 from streaming.sources.source import Source
 
@@ -150,10 +151,8 @@ class Replay:
     def _ticks(self, end: int, at_us: int) -> list[Append]:
         """Word for every partition that event time is `at_us`, or now if that is earlier."""
         at_us = min(at_us, time.time_ns() // 1000)
-        names = [f"{self._source.name}/{TICK}/{end}/{n}" for n in range(self._partitions)]
-        return [
-            encode_events(_tick(name, at_us))._replace(partition=n) for n, name in enumerate(names)
-        ]
+        sender = f"{self._source.name}/{end}"
+        return [encode_tick(sender, at_us, n) for n in range(self._partitions)]
 
     def _ask_partition(self, key: str) -> int:
         return self._log.partition_of(EVENTS, key.encode())
@@ -194,8 +193,3 @@ class _Clock:
 def _times_us(events: pa.RecordBatch) -> NDArray[np.int64]:
     times: NDArray[np.int64] = events["at"].cast(pa.int64()).to_numpy()
     return times
-
-
-def _tick(event_id: str, at_us: int) -> pa.RecordBatch:
-    row = {"event_id": event_id, "kind": TICK, "at": at_us}
-    return pa.RecordBatch.from_pylist([row], schema=EVENT_SCHEMA)
