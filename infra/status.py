@@ -15,7 +15,7 @@ from rich.table import Table
 
 from infra.home import Home
 from serving.times import time_text
-from streaming.log import EVENTS, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
+from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
 from streaming.loop import CutDirectory
 from trainers.versions import read_announcement
 
@@ -53,8 +53,7 @@ def newest_version(log: Log) -> dict[str, Any] | None:
     """The newest announcement on the topic `versions`."""
     place = TopicPartition(VERSIONS, 0)
     end = log.ends([VERSIONS])[place]
-    # A group that never was stands at the first record that is still there.
-    empty = end == log.positions("status", [VERSIONS])[place]
+    empty = end == log.positions(NOBODY, [VERSIONS])[place]
     records = [] if empty else log.read({place: end - 1}, 1, timeout_s=0)
     if not records:
         return None

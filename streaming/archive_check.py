@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from streaming.archive import ARCHIVED, Archive, Part, conform, offsets_in, unified
 from streaming.archive_writer import Rows
 from streaming.archiver import ArchiveStep
-from streaming.log import Log, Positions, TopicPartition
-from streaming.loop import NOBODY
+from streaming.log import NOBODY, Log, Positions, TopicPartition
 
 _PLACE = ("log_offset", "log_row")
 _TURN = 256  # records at a time

@@ -15,11 +15,10 @@ import msgspec
 
 from streaming.errors import EventRejected, LogError
 from streaming.events import Rejected
-from streaming.log import DEAD_LETTERS, Append, Log, Record, TopicPartition
+from streaming.log import DEAD_LETTERS, NOBODY, Append, Log, Record, TopicPartition
 
 _GROUP = "redrive"
 _TURN = TopicPartition(DEAD_LETTERS, 0)  # its position in the group counts the re-drives
-_NOBODY = "nobody"  # a group that never commits: it stands where the topic begins
 _MARK_STARTS = b'{"redriven"'
 _READ_AT_ONCE = 512
 _BYTE = re.compile(r" \(byte \d+\)")
@@ -175,7 +174,7 @@ class Letters:
         """Every record up to the ends; memory holds some hundreds of them."""
         behind = {
             place: start
-            for place, start in self._log.positions(_NOBODY, [DEAD_LETTERS]).items()
+            for place, start in self._log.positions(NOBODY, [DEAD_LETTERS]).items()
             if start < self._ends[place]
         }
         while behind:

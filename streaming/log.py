@@ -20,6 +20,9 @@ DEAD_LETTERS = "dead-letters"
 VERSIONS = "versions"
 TOPICS = (EVENTS, SAMPLES, DEAD_LETTERS, VERSIONS)
 
+# The group that never commits: it stands at the first record that is still there.
+NOBODY = "headrace.nobody"
+
 
 class TopicPartition(NamedTuple):
     topic: str

@@ -35,14 +35,11 @@ from pydantic import PositiveInt
 
 from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
 from streaming.errors import ArtefactCorrupt, ArtefactError, Fenced
-from streaming.log import Append, Log, Positions, Record, TopicPartition
+from streaming.log import NOBODY, Append, Log, Positions, Record, TopicPartition
 
 logger = logging.getLogger(__name__)
 
 REPLAY_WAIT_S = 10.0  # for records that must be there, from a log that may be far away
-# The group that never reads: it stands at the first record that is still there.
-NOBODY = "headrace.nobody"
-
 Output = Any  # an Append, or an instruction that the loop's executor understands
 Executor = Callable[[Sequence[Output]], Sequence[Append]]
 

@@ -23,13 +23,12 @@ from streaming.dead_letters import encode_letter, refused_line, same_reason
 from streaming.decode import decode_events
 from streaming.errors import ConfigError
 from streaming.events import EventRules, Rejected, encode_events
-from streaming.log import DEAD_LETTERS, EVENTS, Append, Log, Record, TopicPartition
+from streaming.log import DEAD_LETTERS, EVENTS, NOBODY, Append, Log, Record, TopicPartition
 from streaming.sources.mapping import EventMapping, Mapped, Refused, with_ids, with_times
 from streaming.sources.tabular import Chunk, Table
 
 _DONE = TopicPartition(EVENTS, 0)
 _FINGERPRINT = TopicPartition(DEAD_LETTERS, 0)
-_NOBODY = "nobody"  # a group that never commits
 _MOST_REASONS = 100
 _EXAMPLE_BYTES = 160
 _LARGEST_RECORD = 512 * 1024
@@ -127,7 +126,7 @@ class LogSink:
         Raises:
             ConfigError: that is not how this table begins any more.
         """
-        if self._at == self._positions(_NOBODY):
+        if self._at == self._positions(NOBODY):
             return 0
         done = self._at[_DONE]
         if table.skip(done) != self._at[_FINGERPRINT]:

@@ -102,7 +102,7 @@ def test_it_replays_into_a_log_that_is_named(tmp_path: Path, home: Path) -> None
     found = ids(log)
     log.close()
     assert len(found) == 101
-    assert found[-1].startswith("tick/open-bandit/100/0/")
+    assert found[-1] == "tick/open-bandit/100/0/1574554005946166"
     assert not home.exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks._broker import Broker
 from streaming.decode import decode_events
-from streaming.events import EventRules
+from streaming.events import EventRules, microseconds
 from streaming.kafka_client import Cluster
 from streaming.log import EVENTS, TOPICS, Log, TopicPartition
 from streaming.open_log import open_log
@@ -52,11 +52,12 @@ def test_a_replay_goes_on_where_it_was_and_repeats_nothing(log: Log) -> None:
             records += log.read({place: position}, 1_000, timeout_s=5)
             position = records[-1].offset + 1
         rows = decode_events(records, EventRules()).events.to_pylist()
-        ticks = [row["event_id"] for row in rows if row["kind"] == "tick"]
-        ends = (1_700, WHOLE)
-        assert [tick.rpartition("/")[0] for tick in ticks] == [
-            f"tick/open-bandit/{end}/{place.partition}" for end in ends
+        ticks = [row for row in rows if row["kind"] == "tick"]
+        expected = [
+            f"tick/open-bandit/{end}/{place.partition}/{microseconds(tick['at'])}"
+            for end, tick in zip((1_700, WHOLE), ticks, strict=True)
         ]
+        assert [tick["event_id"] for tick in ticks] == expected
         events = [row for row in rows if row["kind"] != "tick"]
         assert [row["at"] for row in events] == sorted(row["at"] for row in events)
         for row in events:
