@@ -107,14 +107,14 @@ def _train(job: Job) -> tuple[float, float]:
     import torch
 
     from infra.recipe import load_recipe
+    from trainers.negatives import NegativesConfig
     from trainers.trainer import Trainer
 
     torch.set_num_threads(1)
     recipe = load_recipe("movielens")
     config = dataclasses.replace(
         recipe.trainer,
-        negatives=job.negatives,
-        corrected=job.corrected,
+        negatives=NegativesConfig(uniform=job.negatives, corrected=job.corrected),
         seed=job.seed,
         popularity_half_life=job.half_life,
         options={**recipe.trainer.options, "temperature": job.temperature, "seed": job.seed},

@@ -37,6 +37,10 @@ class Jagged:
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         return Jagged.of(column.flatten().to_numpy(zero_copy_only=False), lengths)
 
+    def column(self) -> pa.ListArray:
+        """The lists as a column; `from_column` takes it back."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
+
     @property
     def lengths(self) -> Ids:
         return np.diff(self.offsets)

@@ -13,9 +13,9 @@ from streaming.archive import ARCHIVED, Archive, Day
 from streaming.archive_check import Verdict, verify
 from streaming.archiver import GROUP, ArchiveStep
 from streaming.compaction import compact
+from streaming.cuts import CutDirectory
 from streaming.errors import ConfigError
 from streaming.log import Log
-from streaming.loop import CutDirectory
 
 
 def open_archive(home: Home) -> Archive:

@@ -37,8 +37,9 @@ class Recipe:
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    # Few records a turn: a version goes out between turns, and a step takes its time.
-    trainer_loop: LoopConfig = field(default_factory=lambda: LoopConfig(limit=2))
+    # Few records a turn: a version goes out between turns, and a step takes its time. Its state
+    # is large, so cuts are written in the background.
+    trainer_loop: LoopConfig = field(default_factory=lambda: LoopConfig(limit=2, background=True))
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from infra.home import Home
 from serving.times import time_text
+from streaming.cuts import CutDirectory
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
-from streaming.loop import CutDirectory
 from trainers.versions import read_announcement
 
 # Which topics each consumer group reads.

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.batch import Ids, Users
+from streaming.cuts import GONE
 from streaming.id_map import IdMap
 from trainers.arrays import column_matrix, table_tensors
 from trainers.evaluation import best_scores
@@ -48,6 +49,9 @@ class ServedModel:
     def lay(self, version: Version) -> None:
         """Lays a version over this copy: every row is an absolute value."""
         for name, table in self._retriever.tables.items():
+            gone = version.shards.get(f"table-{name}{GONE}")
+            if gone is not None:
+                table.remove(gone["id"].to_numpy())  # first: one may have been born again
             rows = version.shards[f"table-{name}"]
             table.upsert(rows["id"].to_numpy(), column_matrix(rows["row"]))
         self.model.load_state_dict(table_tensors(version.shards["dense"]))

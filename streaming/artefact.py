@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import xxhash
@@ -47,13 +47,13 @@ def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.
         sums: dict[str, str] = {}
         size = 0
         for name, table in shards.items():
-            data = _encode(table)
-            sums[name] = xxhash.xxh3_128_hexdigest(data)
-            _write_durably(aside / f"{name}.arrow", data)
-            size += len(data)
+            sums[name], written = _write_shard(aside / f"{name}.arrow", table)
+            size += written
         body = json.dumps({"format": FORMAT, "shards": sums, "meta": meta}, sort_keys=True)
         sealed = json.dumps({"checksum": xxhash.xxh3_128_hexdigest(body.encode()), "body": body})
-        _write_durably(aside / MANIFEST, sealed.encode())
+        with (aside / MANIFEST).open("wb") as stream:
+            stream.write(sealed.encode())
+            _make_durable(stream)
         _sync_directory(aside)
         aside.rename(path)
         _sync_directory(path.parent)
@@ -61,29 +61,38 @@ def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.
         shutil.rmtree(aside, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
-        reason = "no space is left on the disk" if error.errno == errno.ENOSPC else str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "no space is left on the disk" if full else str(error)
         raise ArtefactError(f"cannot write {path}: {reason}; mend that and start again") from error
     return size + len(sealed)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The `meta` of an artefact, its own checksum verified; its shards are not looked at."""
-    meta: dict[str, Any] = _open_manifest(path)["meta"]
+    meta: dict[str, Any] = _open_manifest(path)[0]["meta"]
     return meta
 
 
-def read_artefact(path: Path) -> Artefact:
+def seal(path: Path) -> str:
+    """The checksum of an artefact's manifest: two that share it hold the same, bit for bit."""
+    return _open_manifest(path)[1]
+
+
+def read_artefact(path: Path, *, mapped: bool = False) -> Artefact:
     """The artefact at a path, every checksum verified.
+
+    The shards that are `mapped` are views of the files, which cost no memory and must stay as
+    they are; they may be unlinked.
 
     Raises:
         ArtefactCorrupt: it is not there, not complete, or not what was written.
     """
-    body = _open_manifest(path)
+    body, _ = _open_manifest(path)
     shards: dict[str, pa.Table] = {}
     for name, checksum in body["shards"].items():
         file = path / f"{name}.arrow"
         try:
-            data = file.read_bytes()
+            data = _map(file) if mapped else file.read_bytes()
         except OSError as error:
             raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
         if xxhash.xxh3_128_hexdigest(data) != checksum:
@@ -93,12 +102,14 @@ def read_artefact(path: Path) -> Artefact:
     return Artefact(body["meta"], shards)
 
 
-def _open_manifest(path: Path) -> dict[str, Any]:
+def _open_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """What a manifest says, and its checksum."""
     file = path / MANIFEST
     try:
         sealed = json.loads(file.read_bytes())
-        intact = xxhash.xxh3_128_hexdigest(sealed["body"].encode()) == sealed["checksum"]
+        checksum = xxhash.xxh3_128_hexdigest(sealed["body"].encode())
         body: dict[str, Any] = json.loads(sealed["body"])
+        intact = checksum == sealed["checksum"]
     except OSError as error:
         raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -109,21 +120,46 @@ def _open_manifest(path: Path) -> dict[str, Any]:
         raise ArtefactError(
             f"{file} has format {body['format']}, this release reads format {FORMAT}"
         )
-    return body
+    return body, checksum
 
 
-def _encode(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
+def _map(file: Path) -> pa.Buffer:
+    with pa.memory_map(str(file)) as source:
+        return source.read_buffer()
 
 
-def _write_durably(file: Path, data: bytes | pa.Buffer) -> None:
+class _Hashing:
+    """A file to write to that keeps the checksum and the size of what was written."""
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.checksum = xxhash.xxh3_128()
+        self.size = 0
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        self.checksum.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _write_shard(file: Path, table: pa.Table) -> tuple[str, int]:
+    """Writes a table as it lies in memory; returns the checksum and the size of the file."""
     with file.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sink = _Hashing(stream)
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        _make_durable(stream)
+    return sink.checksum.hexdigest(), sink.size
+
+
+def _make_durable(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _sync_directory(path: Path) -> None:

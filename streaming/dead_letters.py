@@ -29,8 +29,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A refused record: its place in the log, or the `line` of the `source` it was read from.
 
     `row` counts from 0 inside an Arrow record, `line` from 1. `record` is what was refused, as it
-    came (base64 in JSON), or nothing where its place says enough: for a micro-batch of `samples`.
-    `logged_us` is when it arrived, where that is known.
+    came (base64 in JSON): an event, or a whole micro-batch of `samples`. `logged_us` is when it
+    arrived, where that is known.
     """
 
     reason: str

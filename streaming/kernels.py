@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 EMPTY = -1
-FULLEST = 0.6  # of the slots of a map; linear probing stays short below it
+# Of the slots of a map, how many are taken when it has grown and when it must grow: probing stays
+# short below, and a key costs 26 bytes at most.
+ROOMY, FULLEST = 0.62, 0.76
 
 
 def compiled(function: F) -> F:
@@ -20,12 +22,15 @@ def compiled(function: F) -> F:
 
 
 def internal(function: F) -> F:
-    """As `compiled`, for a function that only compiled ones call: half the time to compile."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(F, numba.njit(cache=True, nogil=True, **options)(function))
+    """As `compiled`, for a function that compiled ones call.
+
+    It is not kept on disk itself: what comes from there can only be called, not inlined, which
+    costs the callers half their speed.
+    """
+    return cast(F, numba.njit(nogil=True)(function))
 
 
-@compiled
+@internal
 def mix(x: np.uint64) -> np.uint64:
     """splitmix64: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -33,84 +38,80 @@ def mix(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
+@internal
+def home(key: int, count: np.uint64) -> np.uint64:
+    """Where a key wants to lie among `count` places, which need be no power of two."""
+    return (mix(np.uint64(key)) >> np.uint64(32)) * count >> np.uint64(32)
+
+
+@internal
+def behind(at: np.uint64, count: np.uint64) -> np.uint64:
+    """The place after a place; after the last comes the first."""
+    at += np.uint64(1)
+    return at if at < count else np.uint64(0)
+
+
 @compiled
 def find_rows(slots: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-    """Fills `rows` with the row of each id, or EMPTY. `slots` interleaves keys and rows."""
-    mask = np.uint64(slots.size // 2 - 1)
+    """Fills `rows` with the value under each id, or EMPTY."""
     for i in range(ids.size):
-        at = mix(np.uint64(ids[i])) & mask
-        while True:
-            key = slots[2 * at]
-            if key == ids[i]:
-                rows[i] = slots[2 * at + 1]
-                break
-            if key == EMPTY:
-                rows[i] = EMPTY
-                break
-            at = (at + np.uint64(1)) & mask
+        rows[i] = get(slots, ids[i])
 
 
-@compiled
-def insert_ids(slots: NDArray[np.int64], ids: NDArray[np.int64], first_row: int) -> None:
-    """Gives the ids, none of them present, the rows `first_row`, `first_row + 1`, ..."""
-    mask = np.uint64(slots.size // 2 - 1)
-    for i in range(ids.size):
-        at = mix(np.uint64(ids[i])) & mask
-        while slots[2 * at] != EMPTY:
-            at = (at + np.uint64(1)) & mask
-        slots[2 * at] = ids[i]
-        slots[2 * at + 1] = first_row + i
-
-
-@compiled
+@internal
 def get(slots: NDArray[np.int64], key: int) -> int:
-    """The value under a key, EMPTY where there is none. `slots` interleaves keys and values."""
-    mask = np.uint64(slots.size // 2 - 1)
-    at = mix(np.uint64(key)) & mask
-    while slots[2 * at] != EMPTY:
-        if slots[2 * at] == key:
+    """The value under a key, EMPTY where there is none.
+
+    `slots` interleaves keys and values; a key is kept with its bits turned round, so that zeros,
+    which a new array is made of at no cost, are free places.
+    """
+    count = np.uint64(slots.size // 2)
+    at = home(key, count)
+    while slots[2 * at] != 0:
+        if slots[2 * at] == ~key:
             return int(slots[2 * at + 1])
-        at = (at + np.uint64(1)) & mask
+        at = behind(at, count)
     return EMPTY
 
 
-@compiled
+@internal
 def put(slots: NDArray[np.int64], key: int, value: int) -> None:
     """Lays a value under a key, in place of the one that may be there; there must be room."""
-    mask = np.uint64(slots.size // 2 - 1)
-    at = mix(np.uint64(key)) & mask
-    while slots[2 * at] != EMPTY and slots[2 * at] != key:
-        at = (at + np.uint64(1)) & mask
-    slots[2 * at] = key
+    count = np.uint64(slots.size // 2)
+    at = home(key, count)
+    while slots[2 * at] != 0 and slots[2 * at] != ~key:
+        at = behind(at, count)
+    slots[2 * at] = ~key
     slots[2 * at + 1] = value
 
 
-@compiled
+@internal
 def remove(slots: NDArray[np.int64], key: int) -> None:
     """Takes a key out; those behind it move up, so that no tombstones pile up."""
-    mask = np.uint64(slots.size // 2 - 1)
-    one = np.uint64(1)
-    at = mix(np.uint64(key)) & mask
-    while slots[2 * at] != key:
-        if slots[2 * at] == EMPTY:
+    count = np.uint64(slots.size // 2)
+    at = home(key, count)
+    while slots[2 * at] != ~key:
+        if slots[2 * at] == 0:
             return
-        at = (at + one) & mask
+        at = behind(at, count)
     hole = at
     while True:
-        at = (at + one) & mask
-        if slots[2 * at] == EMPTY:
+        at = behind(at, count)
+        if slots[2 * at] == 0:
             break
-        home = mix(np.uint64(slots[2 * at])) & mask
-        if ((at - home) & mask) >= ((at - hole) & mask):
+        wanted = home(~slots[2 * at], count)
+        from_wanted = at - wanted if at >= wanted else at - wanted + count
+        from_hole = at - hole if at >= hole else at - hole + count
+        if from_wanted >= from_hole:
             slots[2 * hole] = slots[2 * at]
             slots[2 * hole + 1] = slots[2 * at + 1]
             hole = at
-    slots[2 * hole] = EMPTY
+    slots[2 * hole] = 0
 
 
 def slots_for(count: int) -> NDArray[np.int64]:
-    """An empty map with room for `count` keys, so roomy that probing stays short."""
-    return np.full(2 << max(7, int(np.ceil(np.log2(max(1, count) / FULLEST)))), EMPTY, np.int64)
+    """An empty map with room for `count` keys and some more."""
+    return np.zeros(2 * max(16, int(count / ROOMY)), np.int64)
 
 
 def has_room(slots: NDArray[np.int64], count: int) -> bool:
@@ -122,8 +123,8 @@ def has_room(slots: NDArray[np.int64], count: int) -> bool:
 def rehash(old: NDArray[np.int64], new: NDArray[np.int64]) -> None:
     """Lays every pair of one map into another."""
     for i in range(0, old.size, 2):
-        if old[i] != EMPTY:
-            put(new, old[i], old[i + 1])
+        if old[i] != 0:
+            put(new, ~old[i], old[i + 1])
 
 
 def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:

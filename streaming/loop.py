@@ -12,32 +12,34 @@ Then, for ever, the commit order:
 3. *execute* the outputs that are not log records; each is idempotent, for it is done again
    when the process dies before 4;
 4. *commit* the outputs that are log records together with the new positions;
-5. *cut*, now and then: positions and state as one artefact, renamed into place;
-6. *tidy*: drop cuts that are older than the two newest.
+5. *cut*, now and then: positions and state, or what changed of it, as one artefact, renamed into
+   place;
+6. *tidy*: make one whole cut of a long chain of changes, drop the cuts that newer ones replace.
 
 Dying before 4 undoes the turn: it is read again. Dying between 4 and 5 leaves committed work
 that the next start replays silently, which is why a Step must be deterministic in its records.
-Dying during 5 leaves the cut before.
+Dying during 5 leaves the cut before, dying during 6 leaves cuts to be dropped later.
+
+With `LoopConfig.background` the loop itself only copies the state; a thread beside it makes 5 and
+6 of the copy while 1 to 4 go on. At most one cut is under way: the next waits for it to be done.
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import PositiveInt
 
-from streaming.artefact import Artefact, read_artefact, read_manifest, write_artefact
-from streaming.errors import ArtefactCorrupt, ArtefactError, Fenced
+from streaming.artefact import Artefact
+from streaming.cuts import CutDirectory
+from streaming.errors import ArtefactError, Fenced
 from streaming.log import NOBODY, Append, Log, Positions, Record, TopicPartition
-
-logger = logging.getLogger(__name__)
 
 REPLAY_WAIT_S = 10.0  # for records that must be there, from a log that may be far away
 Output = Any  # an Append, or an instruction that the loop's executor understands
@@ -56,7 +58,31 @@ class Step(Protocol):
         ...
 
     def snapshot(self) -> Artefact:
-        """All of the state, from which `build` makes the same step again."""
+        """All of the state, from which `build` makes the same step again.
+
+        In the background it is written while the step goes on, so it must share no memory with it.
+        """
+        ...
+
+
+@runtime_checkable
+class Incremental(Step, Protocol):
+    """A Step that can tell what changed of its state; `streaming.cuts` says in which form.
+
+    A mark is never None. Some are never settled, as when a cut fails: then the next `changes` are
+    since an older one.
+    """
+
+    def mark(self) -> Any:
+        """A cursor on what has changed so far."""
+        ...
+
+    def changes(self, since: Any) -> Artefact:
+        """As `snapshot`, with only the changed rows of each keyed shard, and those that went."""
+        ...
+
+    def settle(self, mark: Any) -> None:
+        """Changes up to the mark are durable: nobody will ask for them any more."""
         ...
 
 
@@ -70,12 +96,28 @@ def append_only(outputs: Sequence[Output]) -> Sequence[Append]:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """`limit` records are read at most a turn; a cut is due `cut_every_s` after the one before."""
+    """`limit` records are read at most a turn; a cut is due `cut_every_s` after the one before.
+
+    In the `background` cuts are written while the loop goes on. `cuts_kept` whole ones stay, with
+    what continues them; an `Incremental` step's is made whole again after `deltas` that continue
+    it, or earlier if these are large.
+    """
 
     limit: PositiveInt = 64
     idle_s: float = 0.05
     cut_every_s: float = 10.0
     cuts_kept: PositiveInt = 2
+    background: bool = False
+    deltas: PositiveInt = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Where a cut stands: in the log, and by the mark of an `Incremental` step."""
+
+    positions: Positions
+    mark: Any = None
+    whole: bool = True
 
 
 class Loop(Generic[S]):
@@ -87,7 +129,7 @@ class Loop(Generic[S]):
     every cut.
 
     `reached` is called with the number of every point of the commit order as the loop gets
-    there; tests use it to die on the spot.
+    there, with 5 and 6 by the thread that does them; tests use it to die on the spot.
     """
 
     def __init__(  # noqa: PLR0913 - the wiring of a whole consumer, done once
@@ -116,8 +158,10 @@ class Loop(Generic[S]):
         self._config = config or LoopConfig()
         self._clock = clock
         self._reached = reached
-        self._cuts = CutDirectory(cuts, self._config.cuts_kept)
-        self._cut_positions: dict[TopicPartition, int] = {}
+        self._cuts = CutDirectory(cuts, self._config.cuts_kept, self._config.deltas)
+        self._writer = ThreadPoolExecutor(1, "cuts") if self._config.background else None
+        self._writing: tuple[_Cut, Future[None]] | None = None
+        self._durable = _Cut({})
         self.step, self._positions = self._recover(build)
         self._cut_due = clock() + self._config.cut_every_s
 
@@ -140,7 +184,10 @@ class Loop(Generic[S]):
 
         Raises:
             Fenced: another process works for the group; what was taken is undone.
+            ArtefactError: a cut cannot be written. If it was being written in the background,
+                nothing was taken, and the loop may be used again.
         """
+        self._finish_cut()
         self._reached(1)
         outputs = list(self.step.on_batch(records)) if records else []
         outputs += self.step.on_time(int(self._clock() * 1e6))
@@ -150,17 +197,27 @@ class Loop(Generic[S]):
         if records or appends:
             self._commit(appends, {r.place: r.offset + 1 for r in records})
         self._reached(4)
-        if self._clock() >= self._cut_due:
-            self.cut()
+        if self._clock() >= self._cut_due and self._writing is None:
+            self._begin_cut()
 
     def cut(self) -> None:
         """Saves positions and state now, unless nothing was read since the last cut.
 
+        Returns when they are durable. A cut that fails loses nothing: the next one tells of all
+        that changed since the last one that did not.
+
         Raises:
             Fenced: another process works for the group, and its cuts are the ones that count.
+            ArtefactError: it cannot be written, or the one before could not, in the background.
         """
+        self._finish_cut(wait=True)
+        self._begin_cut()
+        self._finish_cut(wait=True)
+
+    def _begin_cut(self) -> None:
+        """Copies the state and sees to it that the copy is written."""
         self._cut_due = self._clock() + self._config.cut_every_s
-        if self._positions == self._cut_positions:
+        if self._positions == self._durable.positions:
             return
         if self._committed() != self._positions:
             raise Fenced(
@@ -168,11 +225,44 @@ class Loop(Generic[S]):
                 " works for it; stop one of the two"
             )
         self._flush()
-        self._cuts.save(self._positions, self.step.snapshot())
-        self._cut_positions = dict(self._positions)
+        cut, state = self._copy()
+        if self._writer is None:
+            self._write(cut, state)
+            self._settle(cut)
+        else:
+            self._writing = cut, self._writer.submit(self._write, cut, state)
+
+    def _copy(self) -> tuple[_Cut, Artefact]:
+        """The cut that is to be made now; whole, if this loop has made none yet."""
+        positions, step, since = dict(self._positions), self.step, self._durable.mark
+        if not isinstance(step, Incremental):
+            return _Cut(positions), step.snapshot()
+        whole = since is None or not self._cuts.continuable
+        cut = _Cut(positions, step.mark(), whole)
+        return cut, step.snapshot() if whole else step.changes(since)
+
+    def _write(self, cut: _Cut, state: Artefact) -> None:
+        if cut.whole:
+            self._cuts.save(cut.positions, state)
+        else:
+            self._cuts.extend(cut.positions, state)
         self._reached(5)
+        self._cuts.compact()
         self._cuts.tidy()
         self._reached(6)
+
+    def _finish_cut(self, *, wait: bool = False) -> None:
+        """Takes note of what became of the cut in the background, if that is known."""
+        if self._writing is not None and (wait or self._writing[1].done()):
+            cut, written = self._writing
+            self._writing = None
+            written.result()
+            self._settle(cut)
+
+    def _settle(self, cut: _Cut) -> None:
+        self._durable = cut
+        if isinstance(self.step, Incremental):
+            self.step.settle(cut.mark)
 
     def _commit(self, appends: Sequence[Append], moved: Mapping[TopicPartition, int]) -> None:
         with self._log.transaction(self._group) as transaction:
@@ -199,7 +289,7 @@ class Loop(Generic[S]):
         # Only now, or a cut that is made meanwhile would seem to be ahead of the log.
         committed = self._committed()
         positions = self._begin(cut, committed)
-        self._cut_positions = dict(positions)
+        self._durable = _Cut(dict(positions))
         step = build(state)
         if any(at > 0 and place not in cut for place, at in positions.items()):
             # Where the log no longer begins at 0, only a cut can say where this group began.
@@ -235,65 +325,3 @@ class Loop(Generic[S]):
             f"group {self._group!r} cannot replay {dict(positions)}: the log no longer holds those"
             " records; start over with `headrace run --fresh`"
         )
-
-
-class CutDirectory:
-    """The cuts of one step: `cut-00000001`, `cut-00000002`, ...; the newest complete one counts."""
-
-    def __init__(self, path: Path, kept: int = 2) -> None:
-        self.path = path
-        self._kept = kept
-
-    def save(self, positions: Mapping[TopicPartition, int], state: Artefact) -> Path:
-        """Writes the next cut; positions and state become the newest cut together."""
-        name = f"cut-{self._number(self._all()[-1]) + 1 if self._all() else 1:08d}"
-        places = [[topic, partition, at] for (topic, partition), at in sorted(positions.items())]
-        write_artefact(self.path / name, {"positions": places, "state": state.meta}, state.shards)
-        return self.path / name
-
-    def newest(self) -> tuple[Artefact | None, dict[TopicPartition, int]]:
-        """State and positions of the newest complete cut; (None, {}) where there was never one.
-
-        Raises:
-            ArtefactCorrupt: there are cuts, and none of them can be read.
-        """
-        failures: list[str] = []
-        for path in reversed(self._all()):
-            try:
-                cut = read_artefact(path)
-            except ArtefactCorrupt as error:
-                logger.warning("passing over a damaged cut: %s", error)
-                failures.append(str(error))
-                continue
-            positions = {TopicPartition(t, p): at for t, p, at in cut.meta["positions"]}
-            return Artefact(cut.meta["state"], cut.shards), positions
-        if failures:
-            raise ArtefactCorrupt(
-                f"no cut in {self.path} can be read ({failures[0]}): delete that directory to"
-                " rebuild the state from the log, or start over with `headrace run --fresh`"
-            )
-        return None, {}
-
-    def newest_meta(self) -> dict[str, Any] | None:
-        """The `meta` of the newest cut's state, without reading its shards; for status."""
-        for path in reversed(self._all()):
-            try:
-                meta: dict[str, Any] = read_manifest(path)["state"]
-            except ArtefactError:
-                continue
-            return meta
-        return None
-
-    def tidy(self) -> None:
-        """Removes what newer cuts have made useless, and what a dying process left half-written."""
-        for path in self._all()[: -self._kept]:
-            shutil.rmtree(path)
-        for path in self.path.glob(".cut-*"):
-            shutil.rmtree(path)
-
-    def _all(self) -> list[Path]:
-        return sorted(self.path.glob("cut-*"))
-
-    @staticmethod
-    def _number(path: Path) -> int:
-        return int(path.name.removeprefix("cut-"))

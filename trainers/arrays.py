@@ -19,11 +19,11 @@ def matrix_column(matrix: NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 def column_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """The matrix (n, d) that `matrix_column` took."""
+    """The matrix (n, d) that `matrix_column` took, as float32."""
     width = column.type.list_size
     flat = column.combine_chunks().flatten()
     matrix: NDArray[np.float32] = flat.to_numpy().reshape(-1, width)
-    return matrix
+    return matrix.astype(np.float32, copy=False)
 
 
 def arrays_table(arrays: Mapping[str, NDArray[Any]]) -> pa.Table:

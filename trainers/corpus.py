@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.batch import Ids, Items, Jagged
+from streaming.cuts import KEYED
 from streaming.id_map import IdMap
 from trainers.arrays import column_matrix, matrix_column
 
@@ -38,10 +39,16 @@ class Corpus:
         self._counts = np.zeros(1024, np.float64)
         self._weight = 1.0
         self._turn = 0
+        self._rescaled = 0  # the clock when all counts changed
         self.clock = 0
 
     def __len__(self) -> int:
         return len(self._map)
+
+    @property
+    def ids(self) -> Ids:
+        """(n,), the id of the item at every place; only to be read, and only now."""
+        return self._map.ids
 
     @property
     def vectors(self) -> Tensor:
@@ -106,32 +113,43 @@ class Corpus:
         if self._weight > 1e100:
             self._counts /= self._weight
             self._weight = 1.0
+            self._rescaled = self.clock + 1
 
     def refreshed_since(self, clock: int) -> Vectors:
         """The vectors that were set after that clock; 0 gives all of them."""
         places = np.flatnonzero(self._refreshed[: len(self)] > clock)
         return Vectors(self._map.ids[places], self._vectors[torch.from_numpy(places)].numpy())
 
-    def table(self) -> pa.Table:
-        """All of the state, in the order of the items."""
-        count = len(self)
+    def table(self, since: int = -1) -> pa.Table:
+        """All of the state by id, or what changed after the clock `since`.
+
+        What counts or describes an item changes with its vector, in the same step.
+        """
+        whole = since < self._rescaled
+        places = np.flatnonzero(self._refreshed[: len(self)] > (-1 if whole else since))
+        places = places[np.argsort(self._map.ids[places])]
+        tokens = self.items(places).tokens
         return pa.table(
             {
-                "id": self._map.ids.copy(),
-                "tokens": pa.array(self._tokens, pa.list_(pa.int64())),
-                "vector": matrix_column(self.vectors.numpy().copy()),
-                "refreshed": self._refreshed[:count].copy(),
-                "count": self._counts[:count].copy(),
+                "id": self._map.ids[places],
+                "place": places,
+                "tokens": tokens.column(),
+                "vector": matrix_column(self._vectors[torch.from_numpy(places)].numpy()),
+                "refreshed": self._refreshed[places],
+                "count": self._counts[places],
             },
             metadata={
+                **KEYED,
                 "turn": str(self._turn),
                 "clock": str(self.clock),
                 "weight": self._weight.hex(),
+                "rescaled": str(self._rescaled),
             },
         )
 
     def restore(self, table: pa.Table) -> None:
         """Takes the state that `table` gave; the corpus must be empty."""
+        table = table.sort_by("place").combine_chunks()
         ids = table["id"].to_numpy()
         count = ids.size
         self._reserve(count)
@@ -141,9 +159,11 @@ class Corpus:
         self._vectors[:count] = torch.from_numpy(column_matrix(table["vector"]).copy())
         self._refreshed[:count] = table["refreshed"].to_numpy()
         self._counts[:count] = table["count"].to_numpy()
-        self._weight = float.fromhex(table.schema.metadata[b"weight"].decode())
-        self._turn = int(table.schema.metadata[b"turn"])
-        self.clock = int(table.schema.metadata[b"clock"])
+        metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        self._weight = float.fromhex(metadata["weight"])
+        self._turn = int(metadata["turn"])
+        self._rescaled = int(metadata["rescaled"])
+        self.clock = int(metadata["clock"])
 
     def _reserve(self, size: int) -> None:
         if size <= len(self._counts):

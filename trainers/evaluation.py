@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from features.batch import Jagged
 from trainers.kernels import ranks_among
+from trainers.tally import Sums, TallyMetric
 
 
 def best_scores(queries: Tensor, vectors: Tensor) -> Tensor:
@@ -44,61 +44,45 @@ def full_ranks(
     return ranks
 
 
-class ProgressiveRecall:
-    """Recall@k over all samples so far, and over the recent ones.
+class RankingQuality(TallyMetric):
+    """Recall@k and NDCG@k of targets ranked among the whole corpus, all so far and the recent.
 
-    >>> recall = ProgressiveRecall([1, 10])
-    >>> recall.update(np.array([0, 4, 99]))
-    >>> recall.get()["recall@10"]
-    0.6666666666666666
+    One item is relevant to each query, so the best possible gain is 1 and NDCG@k is the mean of
+    `1 / log2(2 + rank)` over the targets, 0 where the rank (0 = first) is not below k (Järvelin and
+    Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002).
+
+    >>> quality = RankingQuality([1, 10])
+    >>> quality.update(np.array([0, 2, 99]))
+    >>> quality.get()["recall@10"], quality.get()["ndcg@10"]
+    (0.6666666666666666, 0.5)
     """
 
-    def __init__(self, ks: Sequence[int], name: str = "recall", half_life: float = 5_000) -> None:
+    name = "ranking"
+
+    def __init__(self, ks: Sequence[int], prefix: str = "", half_life: int = 5_000) -> None:
+        super().__init__(1, 1 + 2 * len(ks), half_life)
         self._ks = np.array(ks)
-        self._name = name
-        self._half_life = half_life
-        self._hits = np.zeros(len(ks))
-        self._count = 0.0
-        self._recent_hits = np.zeros(len(ks))
-        self._recent_count = 0.0
+        self._prefix = prefix
 
     def update(self, ranks: NDArray[np.int64]) -> None:
         """Takes the ranks (n,) of a step's targets; a target outside the corpus ranks last."""
-        hits = (ranks[:, None] < self._ks).sum(0)
-        fade = 0.5 ** (len(ranks) / self._half_life)
-        self._hits += hits
-        self._count += len(ranks)
-        self._recent_hits = fade * self._recent_hits + hits
-        self._recent_count = fade * self._recent_count + len(ranks)
+        hits = ranks[:, None] < self._ks  # (n, k)
+        gains = hits / np.log2(2.0 + ranks)[:, None]
+        values = np.concatenate([np.ones((len(ranks), 1)), hits, gains], 1)
+        self._tally.add(np.zeros((len(ranks), 1), np.int64), values)
 
-    def get(self) -> dict[str, float]:
-        """`recall@k` and `recent_recall@k` for every k; nothing before the first update."""
-        if self._count == 0:
+    def figures(self, sums: Sums) -> dict[str, float]:
+        """`recall@k` and `ndcg@k` for every k; nothing before the first update."""
+        count, *parts = sums[0].tolist()
+        if count == 0:
             return {}
-        figures = {}
-        for i, k in enumerate(self._ks):
-            figures[f"{self._name}@{k}"] = float(self._hits[i] / self._count)
-            figures[f"recent_{self._name}@{k}"] = float(self._recent_hits[i] / self._recent_count)
-        return figures
+        names = [f"{self._prefix}{n}@{k}" for n in ("recall", "ndcg") for k in self._ks]
+        return {name: part / count for name, part in zip(names, parts, strict=True)}
 
-    def state(self) -> dict[str, NDArray[np.float64]]:
-        counts = np.array([self._count, self._recent_count])
-        figures = {"hits": self._hits, "recent_hits": self._recent_hits, "counts": counts}
-        return {"ks": self._ks.astype(np.float64), **figures}
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {**super().state(), "ks": self._ks.copy()}
 
-    def load(self, state: Mapping[str, NDArray[np.float64]]) -> None:
+    def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on counting, but for figures at other ranks, which begin anew."""
-        if not np.array_equal(state["ks"], self._ks):
-            return
-        self._hits, self._recent_hits = state["hits"].copy(), state["recent_hits"].copy()
-        self._count, self._recent_count = map(float, state["counts"])
-
-
-def hidden_columns(
-    rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, int]
-) -> Tensor:
-    """A bool matrix, True at the pairs (row, column); pairs with column -1 are left out."""
-    hidden = np.zeros(shape, dtype=bool)
-    there = columns >= 0
-    hidden[rows[there], columns[there]] = True
-    return torch.from_numpy(hidden)
+        if np.array_equal(state["ks"], self._ks):
+            super().load(state)

@@ -5,20 +5,35 @@ RecSys 2019, algorithms 2 and 3. In-batch negatives are drawn as often as their 
 subtracting `log p` of each item from its logit takes that bias out again.
 """
 
+from __future__ import annotations
+
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainers.frequency_kernels import (
+    ENTRY,
+    count_repeats,
+    count_used,
+    draw_multipliers,
+    find_places,
+    learn_gaps,
+    longest_gaps,
+)
+
+_LEARNT = ("last", "gap", "hits")  # the fields of an entry that a state holds
 
 
 @dataclass(frozen=True)
 class FrequencyConfig:
     """What a `FrequencyEstimator` costs and how fast it forgets.
 
-    `buckets` are per hash: the arrays hold `hashes * buckets` entries of 16 bytes (20 in "whole").
+    `buckets` are per hash: `hashes * buckets` entries of 24 bytes, and of 20 bytes in a cut.
     `alpha` is the weight of the newest gap. `initial_gap`, in units of the clock, counts only in
     "paper".
     """
@@ -67,6 +82,10 @@ class FrequencyEstimator:
       `n` counts the hits of the bucket, these included. Until `n` reaches `1 / alpha`, `B` is thus
       the plain mean `A / n`; from there on it is the moving average above.
 
+    In a trainer group each rank has an estimator of its own, of the same config. It takes the ids
+    that its rank owns, and the samples of all ranks as `elapsed`: a collision apart, `p` is then
+    what one estimator fed with everything would say. `merge_states` brings the ranks together.
+
     >>> estimator = FrequencyEstimator(FrequencyConfig(alpha=0.1, buckets=1024))
     >>> for _ in range(50):
     ...     estimator.update(np.array([9]))
@@ -76,40 +95,30 @@ class FrequencyEstimator:
     """
 
     def __init__(self, config: FrequencyConfig) -> None:
-        size = config.hashes * config.buckets
-        seed = np.array([config.seed], dtype=np.uint64)
-        nth = np.arange(config.hashes, dtype=np.uint64)[:, None]  # (m, 1)
         self.config = config
-        self._multiplier = _mix(_mix(seed) + nth) | 1  # (m, 1), odd
-        self._offset = nth * config.buckets  # (m, 1), where the buckets of each hash begin
+        self._multipliers = np.empty(config.hashes, np.uint64)  # (m,)
+        draw_multipliers(config.seed, self._multipliers)
         self._clock = 0.0
-        self._last = np.zeros(size)  # (m * buckets,), A
-        self._gap = np.full(size, config.initial_gap)  # (m * buckets,), B
-        self._hits = np.zeros(size if config.first_hit == "whole" else 0, dtype=np.int32)
+        self._entries = np.zeros(config.hashes * config.buckets, ENTRY)  # (m * buckets,)
+        self._entries["gap"] = config.initial_gap
 
     def update(self, ids: NDArray[np.int64], elapsed: float = 1.0) -> None:
         """Advance the clock by `elapsed`, then learn that `ids` (n,) came by, repeats included.
 
         One unit of the clock is whatever the caller counts: 1 per call measures gaps in steps, as
         the paper does; the number of samples in the call measures them in samples, which keeps its
-        meaning when steps are uneven. Leave padding out. ValueError unless `elapsed` is positive.
+        meaning when steps are uneven. Leave padding out. ValueError unless the clock advances.
         """
-        if not 0 < elapsed < math.inf:
-            raise ValueError(f"elapsed must be positive and finite: {elapsed!r}")
+        if not self._clock < self._clock + elapsed < math.inf:
+            raise ValueError(
+                f"elapsed must be positive and finite, and move the clock on from {self._clock!r}:"
+                f" {elapsed!r}"
+            )
         self._clock += elapsed
-        at = self._places(ids).ravel()
-        count = np.ones(1, dtype=np.int64)
-        if self.config.count_aware:
-            at, count = np.unique(at, return_counts=True)
-        # Else repeats may stay: each of them reads the old values and writes the same new ones.
-        weight = np.minimum(self.config.alpha * count, 1.0)
-        if self.config.first_hit == "whole":
-            hits = self._hits[at] + count
-            weight = np.maximum(weight, count / hits)
-            self._hits[at] = np.minimum(hits, math.ceil(1 / self.config.alpha))
-        gap = (self._clock - self._last[at]) / count
-        self._gap[at] = (1 - weight) * self._gap[at] + weight * gap
-        self._last[at] = self._clock
+        places = self._places(ids).ravel()
+        hit = places[: count_repeats(self._entries, places)]
+        whole, count_aware = self.config.first_hit == "whole", self.config.count_aware
+        learn_gaps(self._entries, hit, self._clock, self.config.alpha, whole, count_aware)
 
     def probability(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Frequency (n,) of each of `ids` (n,) per unit of the clock; changes nothing.
@@ -117,61 +126,101 @@ class FrequencyEstimator:
         Above 0, and at most 1 unless count-aware. An id that was never hit gets
         `1 / initial_gap` in "paper" and `1 / max(clock, 1)` in "whole".
         """
-        at = self._places(ids)  # (m, n)
-        gap = self._gap[at]
-        if self.config.first_hit == "whole":
-            gap = np.where(self._hits[at] > 0, gap, max(self._clock, 1.0))
-        p: NDArray[np.float64] = 1 / gap.max(axis=0)
+        whole = self.config.first_hit == "whole"
+        unseen = max(self._clock, 1.0) if whole else self.config.initial_gap
+        gaps = np.empty(len(ids))
+        longest_gaps(self._entries, self._places(ids), unseen, gaps)
+        p: NDArray[np.float64] = 1 / gaps
         return p if self.config.count_aware else np.minimum(p, 1.0)
+
+    def figures(self, step: float = 1.0) -> dict[str, float]:
+        """How far the estimate can be trusted, from one pass over the entries.
+
+        `frequency_clock`; `frequency_buckets_used`, the share of the entries ever hit, which is
+        the chance of a new id to collide under one hash; `frequency_saturated`, the share of those
+        used that are hit at least once in `step` units of the clock. With `step` as long as a
+        training step, these are the ids that only `count_aware` tells apart.
+        """
+        used, saturated = count_used(self._entries, step)
+        return {
+            "frequency_clock": self._clock,
+            "frequency_buckets_used": used / self._entries.size,
+            "frequency_saturated": saturated / max(used, 1),
+        }
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """A copy of all that was learnt, clock included: it belongs into the checkpoint's one cut.
 
         A clock restored without its arrays, or the reverse, would stretch every gap.
         """
-        config = json.dumps(asdict(self.config)).encode()
-        return {
-            "config": np.frombuffer(config, dtype=np.uint8).copy(),
-            "clock": np.array(self._clock),
-            "last": self._last.copy(),
-            "gap": self._gap.copy(),
-            "hits": self._hits.copy(),
-        }
+        return {name: array.copy() for name, array in self._arrays().items()}
 
-    def load(self, state: dict[str, NDArray[np.generic]]) -> None:
+    def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on exactly where `state()` was taken.
 
         ValueError names what differs from this estimator, which is then left as it was.
         """
-        mine = self.state()
-        if state.keys() != mine.keys():
-            raise ValueError(f"state has {sorted(state)}, expected {sorted(mine)}")
-        saved = json.loads(state["config"].tobytes())
-        for field, value in asdict(self.config).items():
-            if saved.get(field) != value:
-                raise ValueError(f"state has {field}={saved.get(field)!r}, expected {value!r}")
-        for name in ("clock", "last", "gap", "hits"):
-            theirs, ours = state[name], mine[name]
-            if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
-                raise ValueError(
-                    f"state has {name} of {theirs.dtype}{theirs.shape}, "
-                    f"expected {ours.dtype}{ours.shape}"
-                )
+        _check(state, self._arrays())
         self._clock = float(state["clock"].item())
-        self._last[:] = state["last"]
-        self._gap[:] = state["gap"]
-        self._hits[:] = state["hits"]
+        for name in _LEARNT:
+            self._entries[name] = state[name]
 
     def _places(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where `ids` (n,) lie in the arrays, one row per hash: (m, n)."""
-        # + 1, or id 0 would hash alike under every multiplier.
-        mixed = _mix((ids.astype(np.uint64) + 1) * self._multiplier)
-        return (mixed % self.config.buckets + self._offset).astype(np.int64)
+        """Where in the entries `ids` (n,) lie, one column per hash: (n, m)."""
+        places = np.empty((len(ids), self.config.hashes), np.int64)
+        find_places(ids, self._multipliers, self.config.buckets, places)
+        return places
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What `state` copies."""
+        config = json.dumps(asdict(self.config)).encode()
+        return {
+            "config": np.frombuffer(config, dtype=np.uint8),
+            "clock": np.array(self._clock),
+            **{name: self._entries[name] for name in _LEARNT},  # (m * buckets,) each
+        }
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One output of splitmix64 (Steele et al., OOPSLA 2014): every bit of `z` reaches every bit."""
-    z = z + 0x9E3779B97F4A7C15
-    z = (z ^ (z >> np.uint64(30))) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> np.uint64(27))) * 0x94D049BB133111EB
-    return z ^ (z >> np.uint64(31))
+def merge_states(states: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """One state out of those of all ranks at one cut, for each of any number of ranks to load.
+
+    Every entry is that of the rank that hit it last; of two hit in the same step, that of the
+    shorter gap, as a collision would have it. With one rank this is its state. With more it is, to
+    the bit and however often ids change their owners, what one estimator fed with everything would
+    hold, except for entries that ids of different ranks share: these hold what one of the ranks
+    learnt, instead of all ranks' hits together, and move on by `alpha`. An entry keeps no ids, so
+    that new owners cannot part it.
+
+    ValueError names what differs between the ranks.
+    """
+    first, *others = states
+    merged = {name: array.copy() for name, array in first.items()}
+    for state in others:
+        _check(state, first)
+        if state["clock"] != first["clock"]:
+            raise ValueError(
+                f"state has clock={state['clock']!r}, expected {first['clock']!r}: give every rank"
+                " the samples of all ranks as `elapsed`, and merge states of one cut"
+            )
+        newer = state["last"] > merged["last"]
+        newer |= (state["last"] == merged["last"]) & (state["gap"] < merged["gap"])
+        for name in _LEARNT:
+            np.copyto(merged[name], state[name], where=newer)
+    return merged
+
+
+def _check(state: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    """ValueError names in what `state` cannot stand for `expected`."""
+    if state.keys() != expected.keys():
+        raise ValueError(f"state has {sorted(state)}, expected {sorted(expected)}")
+    saved = json.loads(state["config"].tobytes())
+    for field, value in json.loads(expected["config"].tobytes()).items():
+        if saved.get(field) != value:
+            raise ValueError(f"state has {field}={saved.get(field)!r}, expected {value!r}")
+    for name in ("clock", *_LEARNT):
+        theirs, ours = state[name], expected[name]
+        if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+            raise ValueError(
+                f"state has {name} of {theirs.dtype}{theirs.shape}, "
+                f"expected {ours.dtype}{ours.shape}"
+            )

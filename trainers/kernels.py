@@ -11,62 +11,125 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import EMPTY, compiled, mix
+from streaming.kernels import EMPTY, compiled, internal, mix
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@internal
+def _birth(base: np.uint64, column: int, scale: float) -> np.float32:
+    bits = mix(base + np.uint64(column + 1) * _GOLDEN) >> np.uint64(11)
+    return np.float32((float(bits) * 2.0**-52 - 1.0) * scale)
+
+
+@internal
+def _birth_base(key: int, seed: int) -> np.uint64:
+    return mix(np.uint64(key) ^ mix(np.uint64(seed) + _GOLDEN))
 
 
 @compiled
 def birth_rows(ids: NDArray[np.int64], seed: int, scale: float, out: NDArray[np.float32]) -> None:
     """Fills `out` (n, d) with uniform numbers in ±scale that depend on id, seed and column only."""
     for i in range(ids.size):
-        base = mix(np.uint64(ids[i]) ^ mix(np.uint64(seed) + _GOLDEN))
+        base = _birth_base(ids[i], seed)
         for j in range(out.shape[1]):
-            bits = mix(base + np.uint64(j + 1) * _GOLDEN) >> np.uint64(11)
-            out[i, j] = np.float32((float(bits) * 2.0**-52 - 1.0) * scale)
+            out[i, j] = _birth(base, j, scale)
 
 
 @compiled
-def rowwise_adagrad(
-    weights: NDArray[np.float32],
-    squares: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    gradients: NDArray[np.float32],
-    place: NDArray[np.int64],
-    learning_rate: float,
-) -> int:
-    """Adds up the gradients (n, d) of equal rows in place, then updates each row once.
+def share_rows(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Which of `count` shared rows stands for each id (n,)."""
+    rows = np.empty(ids.size, np.int64)
+    for i in range(ids.size):
+        rows[i] = (mix(np.uint64(ids[i])) >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
+    return rows
 
-    `squares` holds one accumulator a row: the running sum of its mean squared gradient. `place`
-    is scratch, EMPTY everywhere before and after. Returns the number of distinct rows, which
-    are then the first ones of `rows`.
-    """
-    distinct = 0
+
+@compiled
+def gather_rows(
+    weights: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    seed: int,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Copies rows to `out` (n, d); for one that is EMPTY, what its id would be born with."""
     for i in range(rows.size):
         row = rows[i]
-        at = place[row]
-        if at == EMPTY:
-            place[row] = distinct
-            rows[distinct] = row
-            if distinct != i:
-                gradients[distinct] = gradients[i]
-            distinct += 1
+        if row == EMPTY:
+            base = _birth_base(ids[i], seed)
+            for j in range(out.shape[1]):
+                out[i, j] = _birth(base, j, scale)
         else:
-            gradients[at] += gradients[i]
+            for j in range(out.shape[1]):
+                out[i, j] = weights[row, j]
+
+
+@compiled
+def pool_rows(  # noqa: PLR0913 - what lies where
+    weights: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    seed: int,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Fills `out` (n, d) with the means of lists of rows, as `gather_rows` would give them."""
+    width = out.shape[1]
+    for i in range(offsets.size - 1):
+        for j in range(width):
+            out[i, j] = np.float32(0.0)
+        for at in range(offsets[i], offsets[i + 1]):
+            row = rows[at]
+            if row == EMPTY:
+                base = _birth_base(ids[at], seed)
+                for j in range(width):
+                    out[i, j] += _birth(base, j, scale)
+            else:
+                for j in range(width):
+                    out[i, j] += weights[row, j]
+        if offsets[i + 1] - offsets[i] > 1:
+            share = np.float32(1.0) / np.float32(offsets[i + 1] - offsets[i])
+            for j in range(width):
+                out[i, j] *= share
+
+
+@compiled
+def add_up(  # noqa: PLR0913 - what lies where
+    rows: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    gradients: NDArray[np.float32],
+    place: NDArray[np.int32],
+    distinct: NDArray[np.int64],
+    sums: NDArray[np.float32],
+    count: int,
+) -> int:
+    """Adds to the sums of distinct rows the gradients of the means of lists of rows.
+
+    `place` holds for each row its place in `distinct` and `sums`, plus 1, and 0 for one that is
+    not there yet. Returns how many distinct rows there are now; `count` were there before.
+    """
     width = gradients.shape[1]
-    for i in range(distinct):
-        row = rows[i]
-        place[row] = EMPTY
-        total = np.float32(0.0)
-        for j in range(width):
-            total += gradients[i, j] * gradients[i, j]
-        if total == 0.0:
+    for i in range(offsets.size - 1):
+        if offsets[i] == offsets[i + 1]:
             continue
-        squares[row] += total / np.float32(width)
-        rate = np.float32(learning_rate) / (np.sqrt(squares[row]) + np.float32(1e-8))
-        for j in range(width):
-            weights[row, j] -= rate * gradients[i, j]
-    return distinct
+        share = np.float32(1.0) / np.float32(offsets[i + 1] - offsets[i])
+        for at in range(offsets[i], offsets[i + 1]):
+            row = rows[at]
+            to = place[row] - 1
+            if to < 0:
+                to = count
+                count += 1
+                place[row] = count
+                distinct[to] = row
+                for j in range(width):
+                    sums[to, j] = share * gradients[i, j]
+            else:
+                for j in range(width):
+                    sums[to, j] += share * gradients[i, j]
+    return count
 
 
 @compiled

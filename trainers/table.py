@@ -1,176 +1,353 @@
 """Embedding tables: id -> row without collisions, learnt row by row.
 
 A model calls a table with ids and gets their rows as a tensor that takes part in autograd.
-While it is training, unknown ids get a row of their own; while it is predicting, they get the
-row they would be born with and the table stays as it is.
+While it is training, unknown ids get a row of their own (once they were seen often enough);
+while it is predicting, they get the row they would be born with and the table stays as it is.
+
+What has changed is told by a clock that counts updates. A consumer (a checkpoint, a publisher)
+keeps the clock up to which it has told of everything, and asks for what came after. Asking
+changes nothing, so one that fails asks again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
+from streaming.cuts import KEYED
+from streaming.growing import GrowingArray
 from streaming.id_map import IdMap
 from streaming.kernels import EMPTY
+from trainers.admission import AdmissionConfig, AdmissionFilter
 from trainers.arrays import column_matrix, matrix_column
-from trainers.kernels import birth_rows, rowwise_adagrad
+from trainers.kernels import share_rows
+from trainers.optimisers import OptimiserConfig
+from trainers.rows import Birth, DeviceRows, Floats, Ids, MemoryRows, Rows, Used
+
+_MAP_BYTES = 34  # an id takes in the map, at most, when it is not growing
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """`birth_scale` bounds the uniform numbers a row is born with (0: rows are born zero)."""
+    """How a table keeps its rows.
 
-    name: str
-    width: int = 64
+    `birth_scale` bounds the uniform numbers a row is born with (0: rows are born zero).
+    `expire_after_s` is how long, in event time, a row lives that nobody learns; with more than
+    `max_rows` rows or `max_bytes` those that were not learnt for longest go first. `offload` is a
+    directory for a file with the rows, which may then be larger than memory. `device` is a
+    device of torch's.
+    """
+
+    name: str = ""
+    width: PositiveInt = 64
     birth_scale: float = 0.05
-    learning_rate: float = 0.05
-    first_square: float = 0.01
     seed: int = 0
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    expire_after_s: PositiveFloat | None = None
+    max_rows: PositiveInt | None = None
+    max_bytes: PositiveInt | None = None
+    offload: str = ""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.offload and self.device != "cpu":
+            raise ValueError(f"offload is for rows in memory, and device is {self.device!r}")
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes with all that is kept beside it."""
+        return 4 * (self.width + self.optimiser.slots(self.width)) + 20 + _MAP_BYTES
+
+    @property
+    def most_rows(self) -> int | None:
+        """The bound on rows that `max_rows` and `max_bytes` give together."""
+        by_bytes = self.max_bytes and max(1, self.max_bytes // self.row_bytes)
+        return min((n for n in (self.max_rows, by_bytes) if n), default=None)
 
 
 class EmbeddingTable:
-    """Rows of float32, each with its optimiser slot, born from id and seed alone.
+    """Rows of float32, each with its optimiser's slots, born from id and seed alone.
 
-    Row-wise Adagrad: one accumulator a row, the running sum of the mean squared gradient.
+    Ids are non-negative. With admission, ids that were not admitted share the rows of the
+    negative ids -1, -2, ..., which are there from the start. `now_us` is the event time that
+    rows learnt from now on are marked with; the trainer sets it.
     """
 
     def __init__(self, config: TableConfig) -> None:
         self.config = config
         self.training = False
-        self.clock = 0  # counts updates: `touched_since(clock)` is a consumer's cursor
+        self.clock = 0
+        self.now_us = 0
+        self.evicted = 0
         self._map = IdMap()
-        self._weights = np.empty((64, config.width), np.float32)
-        self._squares = np.empty(64, np.float32)
-        self._touched = np.empty(64, np.int64)
-        self._place = np.full(64, EMPTY, np.int64)
-        self._used: list[tuple[NDArray[np.int64], Tensor]] = []
+        self._rows = _make_rows(config)
+        self._seen = GrowingArray(np.int64)  # event time at which a row was last learnt
+        self._touched = GrowingArray(np.int64)  # clock of a row's last change, 0 for a free one
+        self._used: list[Used] = []
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._filter = AdmissionFilter(config.admission) if config.admission.after > 1 else None
+        self._shared = 0 if self._filter is None else config.admission.shared
+        self._expiry_due_us: int | None = None
+        # Ids that went after the clock `_told_from`.
+        self._gone: list[tuple[int, Ids]] = []
+        self._told_from = 0
+        if self._shared:
+            self._reserve(self._shared)
+            self._bear(np.arange(self._shared), -1 - np.arange(self._shared))
 
     def __len__(self) -> int:
+        """Rows, the shared ones not counted."""
         return len(self._map)
 
-    def __call__(self, ids: NDArray[np.int64]) -> Tensor:
+    def __call__(self, ids: Ids) -> Tensor:
         """The rows of ids of shape (n,), as (n, width)."""
-        distinct, index = np.unique(ids, return_inverse=True)
-        return F.embedding(torch.from_numpy(index), self._rows(distinct))
+        return self._read(ids, None)
 
-    def mean(
-        self, ids: NDArray[np.int64], offsets: NDArray[np.int64], weights: Tensor | None = None
-    ) -> Tensor:
+    def mean(self, ids: Ids, offsets: Ids) -> Tensor:
         """Means of jagged lists of rows: list i is `ids[offsets[i]:offsets[i + 1]]`; (n, width).
 
-        With `weights` (one per id) it is their weighted sum. An empty list gives zeros.
+        An empty list gives zeros.
         """
-        distinct, index = np.unique(ids, return_inverse=True)
-        return F.embedding_bag(
-            torch.from_numpy(index),
-            self._rows(distinct),
-            torch.from_numpy(offsets),
-            mode="mean" if weights is None else "sum",
-            per_sample_weights=weights,
-            include_last_offset=True,
-        )
+        return self._read(ids, offsets)
 
     def step(self) -> None:
-        """Learns from the gradients of every call since the last step."""
-        used = [(rows, leaf.grad) for rows, leaf in self._used if leaf.grad is not None]
-        self._used.clear()
+        """Learns from the gradients of every call since the last step, then makes room."""
+        used, self._used = self._used, []
         if not used:
             return
         self.clock += 1
-        rows = np.concatenate([rows for rows, _ in used])
-        gradients = torch.cat([gradient for _, gradient in used]).numpy()
-        distinct = rowwise_adagrad(
-            self._weights, self._squares, rows, gradients, self._place, self.config.learning_rate
-        )
-        self._touched[rows[:distinct]] = self.clock
+        rows = self._rows.learn(used)
+        self._touched.rows[rows] = self.clock
+        self._seen.rows[rows] = self.now_us
+        self._evict()
 
     def forget_calls(self) -> None:
         """Drops what was called and not learnt, as when a step is refused."""
         self._used.clear()
 
-    def touched_since(self, clock: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    # -- what has changed ------------------------------------------------------------------
+
+    def touched_since(self, clock: int) -> tuple[Ids, Floats]:
         """Ids (n,) and rows (n, width) learnt or born after that clock; 0 gives all of them."""
-        rows = np.flatnonzero(self._touched[: len(self)] > clock)
-        return self._map.ids[rows], self._weights[rows]
+        rows = self._rows_since(clock)
+        return self._ids_of(rows), self._rows.read(rows)[0]
 
-    def upsert(self, ids: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Sets rows to absolute values, making those that are not there: a replica's only write."""
-        rows = self._grown(ids)
-        self._weights[rows] = values
+    def gone_since(self, clock: int) -> Ids:
+        """Ids that were evicted after that clock; one that came back is also among the touched.
 
-    def table(self) -> pa.Table:
-        """All of the state, in row order."""
-        count = len(self)
-        return pa.table(
-            {
-                "id": self._map.ids.copy(),
-                "row": matrix_column(self._weights[:count].copy()),
-                "square": self._squares[:count].copy(),
-                "touched": self._touched[:count].copy(),
-            },
-            metadata={"clock": str(self.clock)},
-        )
+        Raises:
+            ValueError: what happened after that clock was settled, or was before a restart.
+        """
+        if clock < self._told_from:
+            raise ValueError(f"of clock {clock} nothing is known, only since {self._told_from}")
+        return np.unique(np.concatenate([_NO_IDS, *(i for c, i in self._gone if c > clock)]))
 
-    def restore(self, table: pa.Table) -> None:
-        """Takes the state that `table` gave; the table must be empty."""
+    def settle(self, clock: int) -> None:
+        """No consumer will ask who went up to that clock: it need not be remembered."""
+        self._gone = [(c, ids) for c, ids in self._gone if c > clock]
+        self._told_from = max(self._told_from, clock)
+
+    # -- a replica's writes ----------------------------------------------------------------
+
+    def upsert(self, ids: Ids, values: Floats) -> None:
+        """Sets rows of distinct ids to absolute values, making those that are not there."""
+        rows = self._rows_of(ids)
+        self._rows.write(rows, values, self.config.optimiser.first_slots(values))
+
+    def remove(self, ids: Ids) -> None:
+        """Takes out the rows of those of the ids that have one."""
+        rows = self._map.remove(ids) + self._shared
+        self._touched.rows[rows] = 0
+
+    # -- the cut ---------------------------------------------------------------------------
+
+    def table(self, since: int | None = None) -> pa.Table:
+        """All of the state by id, or what changed after the clock `since`; with `gone_since`."""
+        rows = self._rows_since(-1 if since is None else since)
+        ids = self._ids_of(rows)
+        order = np.argsort(ids)
+        rows = rows[order]
+        values, slots = self._rows.read(rows)
+        columns = {"id": ids[order], "row": matrix_column(values), "seen": self._seen.rows[rows]}
+        columns["fresh"] = self._touched.rows[rows] > self.clock  # born since the last step
+        if slots.shape[1]:
+            columns["slots"] = matrix_column(slots)
+        due = "" if self._expiry_due_us is None else str(self._expiry_due_us)
+        clock = {"clock": str(self.clock), "evicted": str(self.evicted), "expiry_due_us": due}
+        return pa.table(columns, metadata={**KEYED, **clock})
+
+    def filter_state(self) -> dict[str, NDArray[np.generic]]:
+        """What the admission filter has counted; nothing without one."""
+        return {} if self._filter is None else self._filter.state()
+
+    def restore(self, table: pa.Table, filter_state: dict[str, NDArray[Any]] | None = None) -> None:
+        """Takes the state that `table` and `filter_state` gave; the table must be empty."""
+        metadata = table.schema.metadata
+        self.clock = int(metadata[b"clock"])
+        self.evicted = int(metadata[b"evicted"])
+        due = metadata[b"expiry_due_us"]
+        self._expiry_due_us = int(due) if due else None
         ids = table["id"].to_numpy()
-        self._grown(ids)
-        self._weights[: ids.size] = column_matrix(table["row"])
-        self._squares[: ids.size] = table["square"].to_numpy()
-        self._touched[: ids.size] = table["touched"].to_numpy()
-        self.clock = int(table.schema.metadata[b"clock"])
+        values, slots = column_matrix(table["row"]), np.empty((ids.size, 0), np.float32)
+        if "slots" in table.column_names:
+            slots = column_matrix(table["slots"])
+        width = self.config.optimiser.slots(self.config.width)
+        if values.shape[1] != self.config.width or slots.shape[1] != width:
+            raise ValueError(
+                f"table {self.config.name!r} has rows of {values.shape[1]} and slots of"
+                f" {slots.shape[1]} numbers, the recipe says {self.config.width} and {width}"
+            )
+        rows = self._rows_of(ids)
+        self._rows.write(rows, values, slots)
+        self._seen.rows[rows] = table["seen"].to_numpy()
+        self._touched.rows[rows] = self.clock + table["fresh"].to_numpy()
+        self._gone, self._told_from = [], self.clock
+        if self._filter is not None and filter_state:
+            self._filter.load(filter_state)
 
-    def _rows(self, distinct: NDArray[np.int64]) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
-            return torch.from_numpy(self._peek(distinct))
-        rows = self._grown(distinct)
-        leaf = torch.from_numpy(self._weights[rows]).requires_grad_()
-        self._used.append((rows, leaf))
-        return leaf
+    # -- inside ----------------------------------------------------------------------------
 
-    def _peek(self, distinct: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows to predict with; an id without a row gets the one it would be born with."""
-        rows = self._map.find(distinct)
-        values = self._weights[rows]
-        unborn = np.flatnonzero(rows == EMPTY)
-        if unborn.size:
-            values[unborn] = self._birth(distinct[unborn])
-        return values
+    def _read(self, ids: Ids, offsets: Ids | None) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            rows = self._admitted(ids)
+            read: Tensor = _Read.apply(self._anchor, self, rows, ids, offsets)  # type: ignore[no-untyped-call]
+            return read
+        return self._look(self._find(ids), ids, offsets)
 
-    def _grown(self, distinct: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row of every id, after the birth of those that were missing."""
-        rows = self._map.find(distinct)
-        missing = np.flatnonzero(rows == EMPTY)
-        if missing.size:
-            start, end = len(self), len(self) + missing.size
-            self._reserve(end)
-            newborn = distinct[missing]
-            self._map.add(newborn)
-            self._weights[start:end] = self._birth(newborn)
-            self._squares[start:end] = self.config.first_square
-            self._touched[start:end] = self.clock + 1
-            rows[missing] = np.arange(start, end)
+    def _look(self, rows: Ids, ids: Ids, offsets: Ids | None) -> Tensor:
+        if offsets is None:
+            return self._rows.gather(rows, ids)
+        return self._rows.pool(rows, ids, offsets)
+
+    def _find(self, ids: Ids) -> Ids:
+        """The row of each id; of one that has none a shared one, or EMPTY."""
+        rows = self._map.find(ids)
+        if self._shared:
+            missing = np.flatnonzero(rows == EMPTY)
+            rows += self._shared
+            rows[missing] = share_rows(ids[missing], self._shared)
         return rows
 
-    def _birth(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        born = np.empty((ids.size, self.config.width), np.float32)
-        birth_rows(ids, self.config.seed, self.config.birth_scale, born)
-        return born
+    def _admitted(self, ids: Ids) -> Ids:
+        """The row of each id, after those were given one that are worth it."""
+        if self._filter is None:
+            return self._give_rows(ids)
+        missing = ids[self._map.find(ids) == EMPTY]
+        self._give_rows(np.unique(missing[self._filter.admit(missing)]))
+        return self._find(ids)
+
+    def _rows_of(self, ids: Ids) -> Ids:
+        """The row of every id, negative ones share, after the birth of those that were missing."""
+        rows, own = -1 - ids, ids >= 0
+        if rows.size and rows.max() >= self._shared:
+            raise ValueError(
+                f"table {self.config.name!r} has {self._shared} shared rows and should take one"
+                f" more, {ids.min()}: set admission as it was when that was written"
+            )
+        rows[own] = self._give_rows(ids[own])
+        return rows
+
+    def _give_rows(self, ids: Ids) -> Ids:
+        """The row of every id, after the birth of those that were missing."""
+        rows = self._map.find(ids)
+        missing = np.flatnonzero(rows == EMPTY)
+        if missing.size:
+            newborn = ids[missing]
+            if newborn.min() < 0:
+                raise ValueError(
+                    f"table {self.config.name!r} was asked for id {newborn.min()}:"
+                    " ids are not negative, leave out those that stand for nothing"
+                )
+            # First the room, which there may not be: the map must not know rows that are nowhere.
+            self._reserve(max(self._map.rows, len(self) + newborn.size) + self._shared)
+            rows[missing] = self._map.add(newborn)
+            self._bear(rows[missing] + self._shared, newborn)  # twice if twice there: the same
+        return rows + self._shared
+
+    def _bear(self, rows: Ids, ids: Ids) -> None:
+        """Makes rows what their ids are born with."""
+        values = Birth(self.config.seed, self.config.birth_scale).rows(ids, self.config.width)
+        self._rows.write(rows, values, self.config.optimiser.first_slots(values))
+        self._seen.rows[rows] = self.now_us
+        # The step that they are born in is not over: it is told by the next clock.
+        self._touched.rows[rows] = self.clock + 1
 
     def _reserve(self, rows: int) -> None:
-        if rows <= len(self._squares):
-            return
-        size = max(rows, 2 * len(self._squares))
-        count = len(self)
-        for name in ("_weights", "_squares", "_touched"):
-            old = getattr(self, name)
-            new = np.empty((size, *old.shape[1:]), old.dtype)
-            new[:count] = old[:count]
-            setattr(self, name, new)
-        self._place = np.full(size, EMPTY, np.int64)
+        for array in (self._rows, self._seen, self._touched):
+            array.reserve(rows)
+
+    def _rows_since(self, clock: int) -> Ids:
+        # A pass over 8 bytes a row costs less than keeping lists of what changed.
+        touched = self._touched.rows[: self._map.rows + self._shared]
+        return np.flatnonzero(touched > max(clock, 0))
+
+    def _ids_of(self, rows: Ids) -> Ids:
+        if not self._shared:
+            return self._map.ids[rows]
+        own = rows >= self._shared
+        ids = -1 - rows
+        ids[own] = self._map.ids[rows[own] - self._shared]
+        return ids
+
+    def _evict(self) -> None:
+        """Takes out what is too old and what is too much, the same whatever the rows' numbers."""
+        config = self.config
+        if config.expire_after_s is not None:
+            age_us = int(config.expire_after_s * 1e6)
+            if self._expiry_due_us is None or self.now_us >= self._expiry_due_us:
+                self._expiry_due_us = self.now_us + age_us // 32
+                seen = self._seen.rows[self._shared : self._shared + self._map.rows]
+                old = (seen < self.now_us - age_us) & (self._map.ids != EMPTY)
+                self._drop(np.flatnonzero(old))
+        most = config.most_rows
+        if most is not None and len(self) > most:
+            # A sixteenth more than is needed: the next steps then need not look again.
+            live = np.flatnonzero(self._map.ids != EMPTY)
+            seen = self._seen.rows[live + self._shared]
+            order = np.lexsort((self._map.ids[live], seen))
+            self._drop(live[order[: len(self) - most + most // 16]])
+
+    def _drop(self, map_rows: Ids) -> None:
+        ids = self._map.ids[map_rows]
+        if ids.size:
+            self.remove(ids)
+            self._gone.append((self.clock, ids))
+            self.evicted += ids.size
+
+
+class _Read(torch.autograd.Function):
+    """Rows out of a table; their gradients wait in it for its next step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, _: Tensor, table: EmbeddingTable, rows: Ids, ids: Ids, offsets: Ids | None
+    ) -> Tensor:
+        ctx.use = table, rows, offsets
+        return table._look(rows, ids, offsets)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        table, rows, offsets = ctx.use
+        if rows.size:
+            table._used.append(Used(rows, offsets, gradient.detach()))
+        return None, None, None, None, None
+
+
+_NO_IDS = np.empty(0, np.int64)
+
+
+def _make_rows(config: TableConfig) -> Rows:
+    birth = Birth(config.seed, config.birth_scale)
+    if config.device == "cpu":
+        directory = Path(config.offload) if config.offload else None
+        return MemoryRows(config.width, config.optimiser, birth, directory)
+    return DeviceRows(config.width, config.optimiser, birth, torch.device(config.device))

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from features.batch import Ids, Jagged, Samples, read_declarations, read_samples
 from streaming.artefact import Artefact
+from streaming.cuts import GONE
+from streaming.dead_letters import DeadLetter, encode_letter
 from streaming.errors import ArtefactError
-from streaming.log import DEAD_LETTERS, Append, Record
+from streaming.log import Append, Record
 from streaming.samples import decode_samples
 from trainers.arrays import (
     arrays_table,
@@ -27,9 +29,10 @@ from trainers.arrays import (
     tensors_table,
 )
 from trainers.corpus import Corpus
-from trainers.evaluation import ProgressiveRecall, best_scores, full_ranks, hidden_columns
+from trainers.evaluation import RankingQuality, best_scores, full_ranks
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.models import RetrievalStep, Retriever, create
+from trainers.negatives import Negatives, NegativesConfig
 from trainers.versions import Version, VersionInfo
 
 import pyarrow as pa  # isort: skip
@@ -42,22 +45,21 @@ _NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that is not in the co
 class TrainerConfig:
     """How a model is trained and published.
 
-    `negatives` items are drawn uniformly from the corpus for every step, beside the batch's own.
-    `corrected` subtracts the log of the probability of being a candidate from every logit.
-    `refresh` item vectors are renewed each step in turn, beside those of the step's items.
-    A version goes out `publish_every_s` after the one before if anything was learnt; each
-    `snapshot_every`-th is a snapshot. `popularity_half_life` counts samples.
+    `refresh` item vectors are renewed each step in turn, beside those of the step's items: none
+    is older than the number of items over `refresh`, in steps. A version goes out
+    `publish_every_s` after the one before if anything was learnt; each `snapshot_every`-th is a
+    snapshot. Rows travel as `wire` numbers. `popularity_half_life` counts samples.
     """
 
     model: str = "two_tower"
     options: Mapping[str, Any] = field(default_factory=dict)
-    negatives: NonNegativeInt = 512
-    corrected: bool = True
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
     dense_learning_rate: PositiveFloat = 0.002
     refresh: NonNegativeInt = 256
     recall_at: tuple[int, ...] = (10, 50)
     publish_every_s: float = 0.1
     snapshot_every: PositiveInt = 100
+    wire: Literal["float32", "float16"] = "float32"
     popularity_half_life: PositiveFloat = 20_000.0
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     seed: int = 0
@@ -79,12 +81,14 @@ class Trainer:
         self._frequency = FrequencyEstimator(config.frequency)
         self.corpus = Corpus(self.model.width)
         self._rng = np.random.Generator(np.random.PCG64(config.seed))
-        self._recall = ProgressiveRecall(config.recall_at)
-        self._popularity = ProgressiveRecall(config.recall_at, "popularity_recall")
+        self._negatives = Negatives(config.negatives, self._rng)
+        self._ranking = RankingQuality(config.recall_at)
+        self._popularity = RankingQuality(config.recall_at, "popularity_")
         self.steps = 0
         self.samples = 0
         self.refused = 0
         self._loss = 0.0
+        self._gradient_norm = 0.0
         self._watermark_us: int | None = None
         self._learnt_logged_us: int | None = None
         if state is not None:
@@ -96,6 +100,7 @@ class Trainer:
                     " change, or start over with `headrace run --fresh`"
                 ) from error
         self._published = _Cursor()
+        self._durable = self.mark()
 
     # -- the Step protocol -----------------------------------------------------------------
 
@@ -121,11 +126,13 @@ class Trainer:
         return [self._version(now_us)]
 
     def snapshot(self) -> Artefact:
-        optimizer = {
-            f"{index}.{name}": value.detach().numpy()
-            for index, values in self._dense.state_dict()["state"].items()
-            for name, value in values.items()
-        }
+        return self.changes(Clocks())
+
+    def mark(self) -> Clocks:
+        return Clocks(self.corpus.clock, {n: t.clock for n, t in self._retriever.tables.items()})
+
+    def changes(self, since: Clocks) -> Artefact:
+        """As `snapshot`, but of tables and corpus only what changed since a mark."""
         meta = {
             "model": self._config.model,
             "rng": self._rng.bit_generator.state,
@@ -133,33 +140,52 @@ class Trainer:
             "samples": self.samples,
             "refused": self.refused,
             "loss": self._loss,
+            "gradient_norm": self._gradient_norm,
             "watermark_us": self._watermark_us,
             "learnt_logged_us": self._learnt_logged_us,
         }
-        return Artefact(
-            json.loads(json.dumps(meta)),
-            {
-                **{f"table-{n}": t.table() for n, t in self._retriever.tables.items()},
-                "dense": tensors_table(self.model.state_dict()),
-                "optimizer": arrays_table(optimizer),
-                "frequency": arrays_table(self._frequency.state()),
-                "recall": arrays_table(self._recall.state()),
-                "popularity": arrays_table(self._popularity.state()),
-                "corpus": self.corpus.table(),
-            },
-        )
+        shards = {
+            "dense": tensors_table(self.model.state_dict()),
+            "optimizer": arrays_table(self._optimizer_state()),
+            "frequency": arrays_table(self._frequency.state()),
+            "negatives": arrays_table(self._negatives.state()),
+            "ranking": arrays_table(self._ranking.state()),
+            "popularity": arrays_table(self._popularity.state()),
+            "corpus": self.corpus.table(since.corpus),
+        }
+        for name, table in self._retriever.tables.items():
+            clock = since.tables.get(name)
+            shards[f"table-{name}"] = table.table(clock)
+            shards[f"filter-{name}"] = arrays_table(table.filter_state())
+            if clock is not None:
+                shards[f"table-{name}{GONE}"] = pa.table({"id": table.gone_since(clock)})
+        return Artefact(json.loads(json.dumps(meta)), shards)
+
+    def settle(self, mark: Clocks) -> None:
+        self._durable = mark
+        self._forget_told()
 
     @property
     def metrics(self) -> dict[str, float]:
         """Progressive figures; recall is that of liked items against the whole corpus."""
         return {
-            **self._recall.get(),
+            **self._ranking.get(),
             **self._popularity.get(),
             "loss": self._loss,
+            "gradient_norm": self._gradient_norm,
             "samples": float(self.samples),
             "items": float(len(self.corpus)),
             "refused": float(self.refused),
+            "oldest_vector_steps": len(self.corpus) / max(1, self._config.refresh),
+            **self._table_figures(),
+            **self._frequency.figures(step=self.samples / max(1, self.steps)),
         }
+
+    def _table_figures(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for name, table in self._retriever.tables.items():
+            figures |= {f"{name}_rows": len(table), f"{name}_rows_evicted": table.evicted}
+        return figures
 
     # -- one step --------------------------------------------------------------------------
 
@@ -182,22 +208,21 @@ class Trainer:
         queries = self._retriever.query(samples.users)[liked]  # (B, K, d)
         scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
         popular = np.broadcast_to(self.corpus.counts, scores.shape)
-        for progressive, table in ((self._recall, scores), (self._popularity, popular)):
+        for quality, table in ((self._ranking, scores), (self._popularity, popular)):
             ranks = full_ranks(table, np.maximum(targets, 0), seen)
-            progressive.update(np.where(known, ranks, _NOT_FOUND))
+            quality.update(np.where(known, ranks, _NOT_FOUND))
 
     def _learn(self, samples: Samples) -> bool:
-        """One gradient step; False if it was refused because its loss is not a number."""
+        """One gradient step; False if it was refused: its loss or a gradient is not finite."""
         self.corpus.add_unseen(np.unique(samples.item_ids))
         places, step = self._retrieval_step(samples)
         for table in self._retriever.tables.values():
             table.training = True
+            table.now_us = max(int(samples.at_us.max()), self._watermark_us or 0)
         try:
             loss = self._retriever.loss(step)
-            learnt = bool(torch.isfinite(loss))
+            learnt = bool(torch.isfinite(loss)) and self._finds_gradients(loss)
             if learnt:
-                self._dense.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
                 self._dense.step()
                 self._loss += 0.02 * (float(loss.detach()) - self._loss)
             else:
@@ -214,57 +239,37 @@ class Trainer:
             self._watermark_us = max(int(samples.at_us.max()), self._watermark_us or 0)
         return learnt
 
+    def _finds_gradients(self, loss: Tensor) -> bool:
+        """Whether all gradients of the dense parameters are finite."""
+        self._dense.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._gradient_norm = float(norm)
+        return bool(torch.isfinite(norm))
+
     def _retrieval_step(self, samples: Samples) -> tuple[Ids, RetrievalStep]:
         """The places of the step's own items, and what the model learns from."""
         size = len(samples.item_ids)
         self._frequency.update(samples.item_ids, elapsed=float(size))
         places = self.corpus.find(samples.item_ids)
         self.corpus.count(places, size, self._config.popularity_half_life)
-        drawn = self._rng.integers(len(self.corpus), size=self._config.negatives)
-        candidates = np.unique(np.concatenate([places, drawn]))
-        items = self.corpus.items(candidates)
-        log_inclusion = self._log_inclusion(samples.users.ids, items.ids)
-        positive = torch.from_numpy(np.searchsorted(candidates, places))
+        history = samples.users.history
+        candidates = self._negatives.choose(
+            samples.users.ids,
+            places,
+            Jagged(self.corpus.find(history.values), history.offsets),
+            len(self.corpus),
+            lambda places: self._frequency.probability(self.corpus.ids[places]),
+        )
         step = RetrievalStep(
             samples.users,
-            items,
-            positive,
-            torch.from_numpy(log_inclusion),
-            self._hidden(samples, positive, candidates),
+            self.corpus.items(candidates.places),
+            self.corpus.vectors[torch.from_numpy(candidates.remembered)],
+            candidates.sampling,
             torch.tensor(samples.rewards),
         )
         return np.unique(places), step
-
-    def _log_inclusion(self, users: Ids, candidates: Ids) -> NDArray[np.float32]:
-        """Log of the probability that a candidate stands before a user as a negative, (B, C).
-
-        An item comes up in the samples of *other* users (a user's own are hidden from him) and
-        among the drawn; the columns are distinct, so what counts is that it comes up at all.
-        """
-        if not self._config.corrected:
-            return np.zeros((len(users), len(candidates)), np.float32)
-        _, user, own = np.unique(users, return_inverse=True, return_counts=True)
-        others = len(users) - own[user]  # (B,)
-        expected = np.outer(others, self._frequency.probability(candidates))
-        expected += self._config.negatives / len(self.corpus)
-        np.maximum(expected, 1e-9, out=expected)  # without a negative there is no chance at all
-        inclusion: NDArray[np.float32] = np.log(-np.expm1(-expected)).astype(np.float32)
-        return inclusion
-
-    def _hidden(self, samples: Samples, positive: Tensor, candidates: Ids) -> Tensor:
-        """Candidates the user took at another time are no negatives: history, and this batch."""
-        history = samples.users.history
-        taken = _index_in(candidates, self.corpus.find(history.values))
-        hidden = hidden_columns(history.owners(), taken, (len(positive), len(candidates)))
-        users = samples.users.ids
-        same = torch.from_numpy(users[:, None] == users[None, :])  # (B, B)
-        hidden |= (
-            torch.zeros(hidden.shape, dtype=torch.int32)
-            .index_add_(1, positive, same.to(torch.int32))
-            .bool()
-        )
-        hidden[torch.arange(len(positive)), positive] = False
-        return hidden
 
     @torch.no_grad()
     def _refresh(self, places: Ids) -> None:
@@ -280,10 +285,13 @@ class Trainer:
         if whole:
             before = _Cursor()
         tables = self._retriever.tables
-        vectors = self.corpus.refreshed_since(before.corpus)
-        shards = {"vectors": _rows_table(vectors.ids, vectors.rows)}
+        vectors = self.corpus.refreshed_since(before.clocks.corpus)
+        shards = {"vectors": self._rows_table(vectors.ids, vectors.rows)}
         for name, table in tables.items():
-            shards[f"table-{name}"] = _rows_table(*table.touched_since(before.tables.get(name, 0)))
+            clock = before.clocks.tables.get(name, 0)
+            shards[f"table-{name}"] = self._rows_table(*table.touched_since(clock))
+            if not whole:
+                shards[f"table-{name}{GONE}"] = pa.table({"id": table.gone_since(clock)})
         shards["dense"] = tensors_table(self.model.state_dict())
         info = VersionInfo(
             self._config.model,
@@ -297,9 +305,25 @@ class Trainer:
             dict(self._config.options),
             self.metrics,
         )
-        clocks = {name: table.clock for name, table in tables.items()}
-        self._published = _Cursor(number, now_us, self.steps, self.corpus.clock, clocks)
+        self._published = _Cursor(number, now_us, self.steps, self.mark())
+        self._forget_told()
         return Version(info, shards)
+
+    def _forget_told(self) -> None:
+        """What both the versions and the cuts have told of need not be remembered."""
+        for name, table in self._retriever.tables.items():
+            published = self._published.clocks.tables.get(name, 0)
+            table.settle(min(published, self._durable.tables[name]))
+
+    def _rows_table(self, ids: Ids, rows: NDArray[np.float32]) -> pa.Table:
+        return pa.table({"id": ids, "row": matrix_column(rows.astype(self._config.wire))})
+
+    def _optimizer_state(self) -> dict[str, NDArray[Any]]:
+        return {
+            f"{index}.{name}": value.detach().numpy()
+            for index, values in self._dense.state_dict()["state"].items()
+            for name, value in values.items()
+        }
 
     def _restore(self, state: Artefact) -> None:
         meta, shards = state.meta, state.shards
@@ -310,7 +334,7 @@ class Trainer:
                 " `headrace run --fresh`"
             )
         for name, table in self._retriever.tables.items():
-            table.restore(shards[f"table-{name}"])
+            table.restore(shards[f"table-{name}"], table_arrays(shards[f"filter-{name}"]))
         self.model.load_state_dict(table_tensors(shards["dense"]))
         optimizer: dict[int, dict[str, Tensor]] = {}
         for key, tensor in table_tensors(shards["optimizer"]).items():
@@ -318,41 +342,43 @@ class Trainer:
             optimizer.setdefault(int(index), {})[name] = tensor
         self._dense.load_state_dict({**self._dense.state_dict(), "state": optimizer})
         self._frequency.load(table_arrays(shards["frequency"]))
-        self._recall.load(table_arrays(shards["recall"]))
+        self._negatives.load(table_arrays(shards["negatives"]))
+        self._ranking.load(table_arrays(shards["ranking"]))
         self._popularity.load(table_arrays(shards["popularity"]))
         self.corpus.restore(shards["corpus"])
         self._rng.bit_generator.state = meta["rng"]
         self.steps, self.samples, self.refused = meta["steps"], meta["samples"], meta["refused"]
-        self._loss, self._watermark_us = meta["loss"], meta["watermark_us"]
+        self._loss, self._gradient_norm = meta["loss"], meta["gradient_norm"]
+        self._watermark_us = meta["watermark_us"]
         self._learnt_logged_us = meta["learnt_logged_us"]
 
 
 @dataclass(frozen=True, slots=True)
+class Clocks:
+    """How far a consumer has told of what changed; the defaults stand for nothing at all."""
+
+    corpus: int = -1
+    tables: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Cursor:
-    """How far versions have told of what was learnt; the defaults stand for nothing at all."""
+    """The last version that went out; the defaults stand for none."""
 
     number: int | None = None
     at_us: int = 0
     step: int = -1
-    corpus: int = 0
-    tables: Mapping[str, int] = field(default_factory=dict)
-
-
-def _rows_table(ids: Ids, rows: NDArray[np.float32]) -> pa.Table:
-    return pa.table({"id": ids, "row": matrix_column(rows)})
-
-
-def _index_in(ordered: Ids, values: Ids) -> Ids:
-    """Where each value stands in an ordered array without repeats; -1 if it is not there."""
-    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return np.where(ordered[at] == values, at, -1)
+    clocks: Clocks = field(default_factory=Clocks)
 
 
 def _refusal(record: Record) -> Append:
-    reason = {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "reason": "the loss of this micro-batch is not a finite number; it was not learnt",
-    }
-    return Append(DEAD_LETTERS, json.dumps(reason).encode())
+    """The whole micro-batch as a dead letter: the log forgets its samples in time."""
+    letter = DeadLetter(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        reason="the loss of this micro-batch is not a finite number; it was not learnt",
+        record=record.value,
+        logged_us=record.logged_us,
+    )
+    return encode_letter(letter, record.key)

@@ -47,7 +47,10 @@ class VersionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version and its shards: `table-<name>` and `vectors` (id, row), `dense`."""
+    """A version and its shards: `table-<name>` and `vectors` (id, row), `dense`.
+
+    A delta also has `table-<name>.gone` (id): rows that are no more, unless they are among its own.
+    """
 
     info: VersionInfo
     shards: Mapping[str, pa.Table]

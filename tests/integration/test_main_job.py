@@ -196,7 +196,7 @@ def test_status_of_nothing_says_how_to_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "named"),
     [
-        ("[trainer]\nnegatives = 'many'", "trainer.negatives = 'many'"),
+        ("[trainer.negatives]\nuniform = 'many'", "trainer.negatives.uniform = 'many'"),
         ("[trainer]\nmood = 1", "trainer.mood is not a setting"),
         ("[trainer.options]\nwidht = 3", "trainer.options.widht is not a setting"),
         ("source = 'nowhere'", "source = 'nowhere'"),

@@ -22,10 +22,10 @@ from streaming.archive import ARCHIVED, Archive, ArchiveConfig
 from streaming.archive_check import verify
 from streaming.archiver import Archiver, ArchiveStep
 from streaming.arrow_record import encode_batch
+from streaming.cuts import CutDirectory
 from streaming.events import Event, EventRules, encode_event, encode_events, event_batch
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, SAMPLES, Append
-from streaming.loop import CutDirectory
 
 PARTITIONS = 2
 RECORDS = 140

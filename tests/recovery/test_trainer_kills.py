@@ -24,9 +24,10 @@ from infra.wiring import joiner_loop, trainer_loop
 from serving.follower import Follower
 from serving.replica import Replica
 from streaming.artefact import MANIFEST
+from streaming.cuts import CutDirectory
 from streaming.events import encode_events
 from streaming.log import SAMPLES, Log
-from streaming.loop import CutDirectory, LoopConfig
+from streaming.loop import LoopConfig
 from streaming.open_log import open_log
 from streaming.sources.movielens import MovieLens
 from trainers.arrays import column_matrix

@@ -23,12 +23,12 @@ from streaming.archive_writer import ArchiveWriter, Rows, split_by_day
 from streaming.archiver import Archiver, ArchiveStep
 from streaming.arrow_record import encode_batch
 from streaming.compaction import compact
+from streaming.cuts import CutDirectory
 from streaming.disk import DiskFull
 from streaming.errors import ArtefactCorrupt, ArtefactError
 from streaming.events import TICK, Event, EventRules, encode_event, encode_events, event_batch
 from streaming.file_log import FileLog
 from streaming.log import DEAD_LETTERS, EVENTS, SAMPLES, Append, TopicPartition
-from streaming.loop import CutDirectory
 
 NOON = datetime(2025, 11, 20, 12, tzinfo=UTC)
 DAYS = ("2025-11-20", "2025-11-21", "2025-11-22")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from streaming.artefact import Artefact, read_artefact
+from streaming.artefact import Artefact, read_artefact, read_manifest
+from streaming.cuts import KEYED, CutDirectory
 from streaming.errors import ArtefactCorrupt, ArtefactError, Fenced
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, Append, Log, Record, TopicPartition
-from streaming.loop import CutDirectory, Loop, LoopConfig
+from streaming.loop import Loop, LoopConfig
 from streaming.memory_log import MemoryLog
 
 TOTALS = "totals"
@@ -63,6 +66,59 @@ class Counting:
         return Artefact({"keys": len(keys)}, {"counts": pa.table({"key": keys, "count": numbers})})
 
 
+RECENT = 8  # records of each partition that `Tallying` remembers
+
+
+class Tallying(Counting):
+    """Counts, and remembers the last few records, in rows that come and go beside many others."""
+
+    def __init__(self, state: Artefact | None) -> None:
+        super().__init__(state)
+        self.clock = 0
+        self.settled = 0
+        self.recent = dict.fromkeys(range(-2_000, 0), 0)
+        self.changed: dict[int, int] = {}  # the clock at the last change of a row
+        if state is not None:
+            ids, counts = (state.shards["recent"][name].to_pylist() for name in ("id", "count"))
+            self.recent = dict(zip(ids, counts, strict=True))
+
+    def on_batch(self, records: Sequence[Record]) -> list[Append]:
+        outputs = []
+        for record in records:
+            self.clock += 1
+            outputs += super().on_batch([record])
+            born = 1_000 * record.partition + record.offset
+            self.recent[born] = self.counts[(record.key or b"").decode()]
+            self.changed[born] = self.clock
+            if record.offset >= RECENT:
+                del self.recent[born - RECENT]
+                self.changed[born - RECENT] = self.clock
+        return outputs
+
+    def snapshot(self) -> Artefact:
+        state = super().snapshot()
+        return Artefact(state.meta, {**state.shards, "recent": self._rows(list(self.recent))})
+
+    def mark(self) -> int:
+        return self.clock
+
+    def changes(self, since: int) -> Artefact:
+        assert since >= self.settled
+        ids = [i for i, at in self.changed.items() if at > since]
+        gone = pa.table({"id": pa.array([i for i in ids if i not in self.recent], pa.int64())})
+        changed = self._rows([i for i in ids if i in self.recent])
+        state = super().snapshot()
+        return Artefact(state.meta, {**state.shards, "recent": changed, "recent.gone": gone})
+
+    def settle(self, mark: int) -> None:
+        self.settled = mark
+        self.changed = {i: at for i, at in self.changed.items() if at > mark}
+
+    def _rows(self, ids: list[int]) -> pa.Table:
+        counts = pa.array([self.recent[i] for i in ids], pa.int64())
+        return pa.table({"id": pa.array(ids, pa.int64()), "count": counts}, metadata=KEYED)
+
+
 @dataclass
 class Ticking:
     """A clock that is a second further each time it is asked."""
@@ -84,9 +140,24 @@ def make_loop(home: Path, log: Log, **options: Any) -> Loop[Counting]:
     return Loop(log, "counter", [EVENTS], Counting, home / "cuts", **options)
 
 
-def run_to_the_end(loop: Loop[Counting]) -> None:
+IN_BACKGROUND = LoopConfig(limit=6, idle_s=0, cut_every_s=9, background=True, deltas=2)
+BY_HAND = LoopConfig(limit=6, idle_s=0, cut_every_s=1e9)
+
+
+def make_tallying(home: Path, log: Log, **options: Any) -> Loop[Tallying]:
+    """As `make_loop`, with a step that tells what changed, in the background."""
+    options.setdefault("config", IN_BACKGROUND)
+    options.setdefault("clock", Ticking())
+    return Loop(log, "counter", [EVENTS], Tallying, home / "cuts", **options)
+
+
+def run_to_the_end(loop: Loop[Any], patient: bool = False) -> None:
+    """Learns all there is; one that is patient makes a cut every five turns, and waits for it."""
+    turns = 0
     while loop.turn():
-        pass
+        turns += 1
+        if patient and turns % 5 == 0:
+            loop.cut()
     loop.cut()
 
 
@@ -296,14 +367,215 @@ def test_two_cuts_are_kept_and_half_written_ones_are_tidied_away(
     assert cut_names(tmp_path) == ["cut-00000003", "cut-00000004"]
 
 
-def test_status_reads_the_newest_readable_meta(small: FileLog, tmp_path: Path) -> None:
-    cuts = CutDirectory(tmp_path / "cuts")
-    assert cuts.newest_meta() is None
-    for n in (1, 2):
-        cuts.save({EVENTS_0: n}, Artefact({"number": n}, {}))
-    assert cuts.newest_meta() == {"number": 2}
-    (tmp_path / "cuts" / "cut-00000002" / "manifest.json").write_bytes(b"x")
-    assert cuts.newest_meta() == {"number": 1}
+# Telling only what changed
+
+
+def test_only_the_first_cut_of_a_process_is_whole(small: FileLog, tmp_path: Path) -> None:
+    for _ in range(2):
+        loop = make_tallying(tmp_path, small, config=BY_HAND)
+        for _ in range(3):
+            feed(small, 2)
+            loop.turn()
+            loop.cut()
+    bases = [read_manifest(tmp_path / "cuts" / name).get("base") for name in cut_names(tmp_path)]
+    assert [base and base["number"] for base in bases] == [None, 1, 2, None, 4, 5]
+    newest = read_artefact(tmp_path / "cuts" / "cut-00000006").shards
+    assert newest["recent"]["id"].to_pylist() == [10, 11]
+    assert newest["recent.gone"]["id"].to_pylist() == [2, 3]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_step_restored_from_any_cut_is_as_it_was(
+    log: FileLog, home: Path, background: bool
+) -> None:
+    config = replace(BY_HAND, background=background, deltas=4)
+    loop = make_tallying(home, log, config=config)
+    while loop.turn():
+        loop.cut()
+        again = restored(home)
+        assert again is not None
+        step, built = loop.step, Tallying(again)
+        assert (built.counts, built.recent) == (step.counts, step.recent)
+        assert built.counts.keys() == step.counts.keys()
+
+
+def test_what_changed_is_settled_when_it_is_durable(small: FileLog, tmp_path: Path) -> None:
+    loop = make_tallying(tmp_path, small, config=BY_HAND)
+    feed(small, 2)
+    loop.turn()
+    assert (loop.step.settled, len(loop.step.changed)) == (0, 2)
+    loop.cut()
+    assert (loop.step.settled, len(loop.step.changed)) == (2, 0)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_cut_that_fails_loses_no_changes(
+    small: FileLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    loop = make_tallying(tmp_path, small, config=replace(BY_HAND, background=background))
+    for fails in (True, False, True, True, False):
+        feed(small, 3)
+        loop.turn()
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr(os, "fsync", fail_for_want_of_space)
+                with pytest.raises(ArtefactError, match="no space is left on the disk"):
+                    loop.cut()
+            else:
+                loop.cut()
+    assert cut_names(tmp_path) == ["cut-00000001", "cut-00000002"]
+    again = restored(tmp_path)
+    assert again is not None
+    assert Tallying(again).recent == loop.step.recent
+
+
+def test_the_next_cut_is_whole_after_one_on_the_disk_was_damaged(
+    small: FileLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = make_tallying(tmp_path, small, config=replace(BY_HAND, deltas=2))
+    for number in range(5):
+        feed(small, 1)
+        loop.turn()
+        loop.cut()
+        if number == 0:
+            damage(tmp_path / "cuts" / "cut-00000001")
+    assert "a cut was damaged, the next one is made whole" in caplog.text
+    assert read_manifest(tmp_path / "cuts" / "cut-00000004")["base"]["number"] == 3
+    assert "base" not in read_manifest(tmp_path / "cuts" / "cut-00000005")
+    again = restored(tmp_path)
+    assert again is not None
+    assert Tallying(again).recent == loop.step.recent
+
+
+# In the background
+
+
+EAGER = LoopConfig(limit=6, idle_s=0, cut_every_s=0, background=True)
+
+
+def fail_for_want_of_space(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Nothing becomes durable until it is set."""
+    opened, fsync = threading.Event(), os.fsync
+
+    def wait(descriptor: int) -> None:
+        assert opened.wait(60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    yield opened
+    opened.set()
+
+
+def wait_for_the_cut(loop: Loop[Any]) -> None:
+    assert loop._writing is not None
+    wait([loop._writing[1]], 60)
+
+
+def test_the_loop_goes_on_while_a_cut_is_written_of_what_was(
+    small: FileLog, tmp_path: Path, gate: threading.Event
+) -> None:
+    loop = make_tallying(tmp_path, small, config=EAGER)
+    feed(small, 5)
+    loop.turn()
+    then = Tallying(loop.step.snapshot())
+    for _ in range(10):
+        feed(small, 5)
+        assert loop.turn() == 5
+    assert max(then.recent) < min(i for i in loop.step.recent if i >= 0)
+    assert small.positions("counter", [EVENTS]) == {EVENTS_0: 55}
+    assert CutDirectory(tmp_path / "cuts").newest() == (None, {})
+    gate.set()
+    wait_for_the_cut(loop)
+    state, positions = CutDirectory(tmp_path / "cuts").newest()
+    assert state is not None
+    assert positions == {EVENTS_0: 5}
+    assert (Tallying(state).counts, Tallying(state).recent) == (then.counts, then.recent)
+
+
+def test_a_cut_that_is_due_meanwhile_waits_its_turn(
+    small: FileLog, tmp_path: Path, gate: threading.Event
+) -> None:
+    copies = []
+
+    class Noting(Counting):
+        def snapshot(self) -> Artefact:
+            copies.append(self.counts[""])
+            return super().snapshot()
+
+    loop = Loop(small, "g", [EVENTS], Noting, tmp_path / "cuts", config=EAGER)
+    for _ in range(4):
+        feed(small, 1)
+        loop.turn()
+    assert copies == [1]
+    gate.set()
+    wait_for_the_cut(loop)
+    loop.turn()
+    loop.cut()
+    assert copies == [1, 4]
+
+
+def test_a_cut_by_hand_and_the_last_one_are_waited_for(small: FileLog, tmp_path: Path) -> None:
+    stopping = threading.Event()
+    loop = make_tallying(tmp_path, small, config=EAGER)
+    for number in (1, 2):
+        feed(small, 7)
+        loop.turn()  # takes 6, and has them written
+        loop.turn()
+        if number == 1:
+            loop.cut()
+        else:
+            stopping.set()
+            loop.run(stopping)
+        _, positions = CutDirectory(tmp_path / "cuts").newest()
+        assert positions == {EVENTS_0: 7 * number}
+
+
+def test_the_thread_beside_reaches_5_and_6_and_the_loop_the_others(
+    small: FileLog, tmp_path: Path
+) -> None:
+    reached: list[tuple[int, bool]] = []
+    here = threading.current_thread()
+    loop = make_tallying(
+        tmp_path, small, reached=lambda n: reached.append((n, threading.current_thread() is here))
+    )
+    feed(small, 1)
+    loop.turn()
+    loop.cut()
+    assert reached == [(n, n < 5) for n in range(7)]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_full_disk_is_told_once_and_nothing_is_lost(
+    make_disk: Callable[[str], Path], small: FileLog, tmp_path: Path, by_hand: bool
+) -> None:
+    disk = make_disk("256k")
+    loop = Loop(
+        small, "counter", [EVENTS], Tallying, disk / "cuts", config=EAGER, clock=Ticking()
+    )  # fmt: skip
+    feed(small, 9)
+    loop.turn()
+    loop.cut()
+    (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
+    feed(small, 3)
+    loop.turn()
+    wait_for_the_cut(loop)
+    with pytest.raises(ArtefactError, match="no space is left on the disk; mend that"):
+        loop.cut() if by_hand else loop.turn()
+    assert CutDirectory(disk / "cuts").newest()[1] == {EVENTS_0: 6}
+    assert loop.positions == {EVENTS_0: 12}
+    (disk / "other").unlink()
+    feed(small, 1)
+    assert loop.turn() == 1
+    loop.cut()
+    state, positions = CutDirectory(disk / "cuts").newest()
+    assert state is not None
+    assert positions == {EVENTS_0: 13}
+    assert Tallying(state).recent == loop.step.recent
 
 
 # Executing
@@ -402,10 +674,12 @@ def test_outputs_of_replayed_records_are_redone_and_neither_executed_nor_appende
 # Killed at every number
 
 
-def live(home: Path, point: int, times: int, sync: int = 0) -> None:
+def live(
+    home: Path, point: int, times: int, sync: int = 0, make: Callable[..., Loop[Any]] = make_loop
+) -> None:
     """Runs the loop in a process that dies when it gets to `point` for the `times`th time.
 
-    With `sync` it dies inside that cut, before its `sync`th file is made durable.
+    With `sync` it dies before a file is made durable for the `sync`th time.
     """
     met = 0
     syncs = 0
@@ -425,7 +699,7 @@ def live(home: Path, point: int, times: int, sync: int = 0) -> None:
     if sync:
         vars(os).update(fsync=die_while_writing)
     log = open_log(home)
-    run_to_the_end(make_loop(home, log, reached=die))
+    run_to_the_end(make(home, log, reached=die), patient=sync > 0)
     log.close()
 
 
@@ -464,6 +738,57 @@ def test_dying_while_a_cut_is_written_changes_nothing(
     log = open_log(home)
     assert contents(log) == undisturbed
     log.close()
+    assert all(name.startswith("cut-") for name in cut_names(home))
+
+
+@pytest.fixture
+def tallied(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """The state of a tallying loop that nothing happened to."""
+    other = tmp_path_factory.mktemp("tallied")
+    shutil.copy(home / "log.db", other / "log.db")
+    log = open_log(other)
+    run_to_the_end(make_tallying(other, log))
+    log.close()
+    state, _ = CutDirectory(other / "cuts").newest()
+    assert state is not None
+    return state
+
+
+def restored(home: Path) -> Artefact | None:
+    return CutDirectory(home / "cuts").newest()[0]
+
+
+@pytest.mark.parametrize("point", range(7))
+def test_dying_at_any_number_while_cuts_are_made_beside_changes_nothing(
+    processes: ForkServerContext,
+    home: Path,
+    undisturbed: list[Any],
+    tallied: Artefact,
+    point: int,
+) -> None:
+    rng = random.Random(point)
+    often = {0: 1, 5: 1, 6: 1}.get(point, 15)
+    assert exit_of(processes, home, point, rng.randint(1, often), 0, make_tallying) == 9
+    # How many more cuts there are is a matter of time, and so is whether it dies again.
+    assert exit_of(processes, home, point, rng.randint(1, 3), 0, make_tallying) in (0, 9)
+    assert exit_of(processes, home, -1, 1, 0, make_tallying) == 0
+    log = open_log(home)
+    assert contents(log) == undisturbed
+    log.close()
+    assert restored(home) == tallied
+
+
+# A whole cut is synced five times and another one six times; after three of these all are merged.
+@pytest.mark.parametrize("sync", [5, 8, 24, 28])
+def test_dying_while_a_cut_is_written_beside_changes_nothing(
+    processes: ForkServerContext, home: Path, undisturbed: list[Any], tallied: Artefact, sync: int
+) -> None:
+    assert exit_of(processes, home, -1, 1, sync, make_tallying) == 9
+    assert exit_of(processes, home, -1, 1, 0, make_tallying) == 0
+    log = open_log(home)
+    assert contents(log) == undisturbed
+    log.close()
+    assert restored(home) == tallied
     assert all(name.startswith("cut-") for name in cut_names(home))
 
 

@@ -22,12 +22,13 @@ from kafka.admin import KafkaAdminClient
 
 from benchmarks._broker import Broker
 from streaming.artefact import Artefact
+from streaming.cuts import CutDirectory
 from streaming.errors import LogError
 from streaming.file_log import FileLog
 from streaming.kafka_client import Unreachable
 from streaming.kafka_log import KafkaLog
 from streaming.log import EVENTS, Append, Log, Membership, Record, TopicPartition
-from streaming.loop import CutDirectory, Loop, LoopConfig
+from streaming.loop import Loop, LoopConfig
 from streaming.memory_log import Fault, MemoryLog
 from streaming.shares import Shares, SharesConfig
 

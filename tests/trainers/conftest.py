@@ -18,6 +18,7 @@ from streaming.log import EVENTS, SAMPLES, Append, Record
 from streaming.samples import SAMPLE_SCHEMA, encode_samples
 from streaming.sources.movielens import MovieLens
 from trainers.frequency import FrequencyConfig
+from trainers.negatives import NegativesConfig
 from trainers.trainer import TrainerConfig
 
 LOGGED_US = 1_700_000_000_000_000
@@ -46,8 +47,8 @@ def micro_batch() -> Callable[..., Record]:
 def small() -> TrainerConfig:
     """A trainer that takes a step in a few milliseconds."""
     return TrainerConfig(
-        options={"width": 8, "hidden": 16, "learning_rate": 0.5},
-        negatives=32,
+        options={"width": 8, "hidden": 16, "table": {"optimiser": {"learning_rate": 0.5}}},
+        negatives=NegativesConfig(uniform=32),
         refresh=16,
         publish_every_s=0.1,
         snapshot_every=5,

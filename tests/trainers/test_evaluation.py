@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.batch import Jagged
-from trainers.evaluation import ProgressiveRecall, best_scores, full_ranks, hidden_columns
+from trainers.evaluation import RankingQuality, best_scores, full_ranks
 
 
 def ranks(scores: list[list[float]], targets: list[int], hidden: list[list[int]]) -> list[int]:
@@ -72,15 +72,10 @@ def test_ranks_agree_with_a_loop(data: st.DataObject) -> None:
 
 
 def test_constant_scores_give_recall_zero_and_not_one() -> None:
-    recall = ProgressiveRecall([1, 10])
+    recall = RankingQuality([1, 10])
     nothing = Jagged(np.empty(0, np.int64), np.zeros(21, np.int64))
     recall.update(full_ranks(np.zeros((20, 100), np.float32), np.arange(20), nothing))
     assert recall.get()["recall@1"] == recall.get()["recall@10"] == 0
-
-
-def test_hidden_columns_are_true_at_the_pairs_and_nowhere_else() -> None:
-    hidden = hidden_columns(np.array([0, 2, 2, 1]), np.array([1, 0, 0, -1]), (3, 2))
-    assert hidden.tolist() == [[False, True], [False, False], [True, False]]
 
 
 @pytest.mark.parametrize("interests", [1, 3])
@@ -95,11 +90,11 @@ def test_an_item_scores_by_the_best_of_a_users_interests(interests: int) -> None
             assert scores[user, item].item() == pytest.approx(best, rel=1e-5)
 
 
-# Progressive recall
+# Recall and gain, progressively
 
 
 def test_recall_counts_the_hits_of_all_samples_by_hand() -> None:
-    recall = ProgressiveRecall([1, 10])
+    recall = RankingQuality([1, 10])
     recall.update(np.array([0, 9, 10]))
     recall.update(np.array([5]))
     assert recall.get()["recall@1"] == 1 / 4
@@ -107,7 +102,7 @@ def test_recall_counts_the_hits_of_all_samples_by_hand() -> None:
 
 
 def test_recent_recall_fades_by_half_over_the_half_life() -> None:
-    recall = ProgressiveRecall([1], half_life=4)
+    recall = RankingQuality([1], half_life=4)
     recall.update(np.array([0, 0, 0, 0]))
     recall.update(np.array([7, 7, 7, 7]))
     # The four hits lie one half-life back: 2 of 6 that count.
@@ -116,27 +111,32 @@ def test_recent_recall_fades_by_half_over_the_half_life() -> None:
 
 
 def test_before_the_first_sample_there_is_no_figure() -> None:
-    recall = ProgressiveRecall([1, 10])
+    recall = RankingQuality([1, 10])
     assert recall.get() == {}
     recall.update(np.array([], np.int64))
     assert recall.get() == {}
 
 
 def test_figures_carry_the_name_they_were_given() -> None:
-    recall = ProgressiveRecall([3], "popularity_recall")
+    recall = RankingQuality([3], "popularity_")
     recall.update(np.array([2]))
-    assert recall.get() == {"popularity_recall@3": 1.0, "recent_popularity_recall@3": 1.0}
+    assert recall.get() == {
+        "popularity_recall@3": 1.0,
+        "recent_popularity_recall@3": 1.0,
+        "popularity_ndcg@3": 0.5,
+        "recent_popularity_ndcg@3": 0.5,
+    }
 
 
 def test_a_loaded_state_goes_on_where_it_was_taken() -> None:
-    unbroken, loaded = ProgressiveRecall([1, 5]), ProgressiveRecall([1, 5])
+    unbroken, loaded = RankingQuality([1, 5]), RankingQuality([1, 5])
     unbroken.update(np.array([0, 3, 9]))
     state = {name: array.copy() for name, array in unbroken.state().items()}
     loaded.load(unbroken.state())
     unbroken.update(np.array([1]))
     loaded.update(np.array([1]))
     assert loaded.get() == unbroken.get()
-    again = ProgressiveRecall([1, 5])
+    again = RankingQuality([1, 5])
     again.load(state)
     again.update(np.array([1]))
     assert again.get() == unbroken.get()

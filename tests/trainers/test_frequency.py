@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.frequency import FrequencyConfig, FrequencyEstimator
+from trainers.frequency import FrequencyConfig, FrequencyEstimator, merge_states
 
 WHOLE = FrequencyConfig(buckets=1 << 12)
 PAPER = replace(WHOLE, first_hit="paper", count_aware=False)
@@ -74,14 +74,28 @@ def test_agrees_with_a_dictionary_without_collisions(
             if config.first_hit == "whole":
                 w = max(w, c / hits[item])
             old = mean.get(item, config.initial_gap)
-            mean[item] = (1 - w) * old + w * (clock - last.get(item, 0.0)) / c
+            mean[item] = (1 - w) * old + w * ((clock - last.get(item, 0.0)) / c)
             last[item] = clock
     unseen = config.initial_gap if config.first_hit == "paper" else max(clock, 1.0)
     expected = np.array([1 / mean.get(item, unseen) for item in range(10)])
     if not config.count_aware:
         expected = np.minimum(expected, 1)
 
-    np.testing.assert_allclose(estimator.probability(np.arange(10)), expected, rtol=1e-9)
+    np.testing.assert_array_equal(estimator.probability(np.arange(10)), expected)
+
+
+@every_config
+@given(steps=STEPS, seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_the_order_of_the_ids_in_a_step_leaves_no_trace(
+    config: FrequencyConfig, steps: list[tuple[list[int], float]], seed: int
+) -> None:
+    config = replace(config, buckets=5)  # with collisions
+    one, other = FrequencyEstimator(config), FrequencyEstimator(config)
+    rng = np.random.default_rng(seed)
+    learn(one, steps)
+    learn(other, [(rng.permutation(items).tolist(), elapsed) for items, elapsed in steps])
+    assert_same_state(one, other)
 
 
 @given(
@@ -100,6 +114,38 @@ def test_the_start_fades_by_one_minus_alpha_at_each_hit(
         estimator.update(ids(7), 0.5)
     expected = true_gap + (1 - alpha) ** hits * (start - true_gap)
     assert gap(estimator, 7) == pytest.approx(expected)
+
+
+def test_the_bias_fades_by_one_minus_alpha_at_each_hit_when_gaps_are_random() -> None:
+    alpha, p, start = 0.05, 0.2, 40.0
+    rng = np.random.default_rng(0)
+    items, hits = np.arange(4000), np.zeros(4000, np.int64)
+    estimator = FrequencyEstimator(
+        replace(PAPER, buckets=1 << 20, alpha=alpha, initial_gap=start, seed=1)
+    )
+    mean: dict[int, list[float]] = {t: [] for t in (1, 5, 20, 60)}
+    for _ in range(500):
+        hit = items[rng.random(len(items)) < p]
+        estimator.update(hit)
+        hits[hit] += 1
+        for t, gaps in mean.items():  # each item's gap just after its t-th hit
+            gaps.extend(1 / estimator.probability(hit[hits[hit] == t]))
+    for t, gaps in mean.items():
+        bias = (1 - alpha) ** t * (start - 1 / p)
+        assert len(gaps) == len(items)
+        assert np.mean(gaps) - 1 / p == pytest.approx(bias, rel=0.02, abs=0.06)
+
+
+def test_the_inverse_of_the_gap_is_biased_up_by_half_of_alpha() -> None:
+    alpha, p, items = 0.05, 0.03, np.arange(10_000)
+    rng = np.random.default_rng(0)
+    # Two hashes, or the ids that collide would add to the bias.
+    config = replace(PAPER, hashes=2, buckets=1 << 20, alpha=alpha, initial_gap=1 / p)
+    estimator = FrequencyEstimator(config)
+    for _ in range(2500):
+        estimator.update(np.flatnonzero(rng.random(len(items), np.float32) < p))
+    bias = estimator.probability(items).mean() / p - 1
+    assert bias == pytest.approx(alpha / 2, rel=0.15)
 
 
 def test_the_variance_of_the_gap_shrinks_to_alpha_over_two_minus_alpha() -> None:
@@ -185,12 +231,14 @@ def test_a_step_without_ids_advances_the_clock() -> None:
     assert gap(estimator, 7) == 40
 
 
-@pytest.mark.parametrize("elapsed", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("elapsed", [0.0, -1.0, math.nan, math.inf, 1e-20])
 def test_a_clock_that_does_not_advance_is_refused(elapsed: float) -> None:
-    estimator = FrequencyEstimator(WHOLE)
+    estimator, witness = FrequencyEstimator(WHOLE), FrequencyEstimator(WHOLE)
+    for each in (estimator, witness):
+        each.update(ids(7), 100.0)
     with pytest.raises(ValueError, match=f"elapsed .*{elapsed}"):
         estimator.update(ids(7), elapsed)
-    assert_same_state(estimator, FrequencyEstimator(WHOLE))
+    assert_same_state(estimator, witness)
 
 
 # Cold start
@@ -268,6 +316,133 @@ def test_ids_in_a_pattern_fill_the_buckets_as_random_ids_would(stride: int, seed
     estimator.update(ids((1 << 63) - 1), elapsed=100)
     looks_seen = np.mean(estimator.probability(np.arange(1000, 5000) * stride) > 0.5)
     assert looks_seen == pytest.approx(1 - math.exp(-1000 / 4096), abs=0.04)
+
+
+@pytest.mark.parametrize("item", [0, 1, 1 << 40, (1 << 63) - 2])
+def test_each_hash_puts_an_id_elsewhere(item: int) -> None:
+    config = replace(WHOLE, hashes=4)
+    estimator = FrequencyEstimator(config)
+    estimator.update(ids(item))
+    hash_, bucket = np.divmod(np.flatnonzero(estimator.state()["hits"]), config.buckets)
+    assert hash_.tolist() == [0, 1, 2, 3]
+    assert len(set(bucket.tolist())) == 4
+
+
+# Figures
+
+
+@every_config
+def test_figures_tell_the_clock_and_the_use_of_the_buckets(config: FrequencyConfig) -> None:
+    estimator = FrequencyEstimator(replace(config, alpha=0.05))
+    names = ["frequency_clock", "frequency_buckets_used", "frequency_saturated"]
+    assert estimator.figures() == dict.fromkeys(names, 0.0)
+    for step in range(900):
+        estimator.update(ids(1, 2, *([3] if step % 3 == 0 else []), 1, 4 + step % 2), elapsed=1.2)
+        estimator.update(ids(1), elapsed=0.3)
+    used = 5 / config.buckets
+    assert list(estimator.figures()) == names
+    # Id 1 comes by twice in 1.5 units of the clock, or three times, counted; id 2 once.
+    assert list(estimator.figures().values()) == pytest.approx([1350, used, 1 / 5])
+    for length, share in [(0.4, 0), (1.6, 2 / 5), (3.1, 4 / 5), (4.6, 1), (999, 1)]:
+        assert estimator.figures(length)["frequency_saturated"] == share
+
+
+def test_figures_count_all_buckets_once_they_are_full() -> None:
+    estimator = FrequencyEstimator(replace(WHOLE, buckets=8, hashes=2))
+    estimator.update(np.arange(1000))
+    assert estimator.figures()["frequency_buckets_used"] == 1.0
+    assert estimator.figures()["frequency_saturated"] == 1.0
+
+
+# Ranks
+
+
+def owner(item: int, ranks: int) -> int:
+    return item * 7919 % 101 % ranks
+
+
+def learn_on_ranks(
+    ranks: Sequence[FrequencyEstimator], steps: Sequence[tuple[list[int], float]]
+) -> None:
+    """Each rank takes the ids it owns, and the clock of all."""
+    for items, elapsed in steps:
+        for rank, estimator in enumerate(ranks):
+            own = [item for item in items if owner(item, len(ranks)) == rank]
+            estimator.update(ids(*own), elapsed)
+
+
+def start_ranks(config: FrequencyConfig, count: int, state: Any = None) -> list[FrequencyEstimator]:
+    ranks = [FrequencyEstimator(config) for _ in range(count)]
+    for estimator in ranks:
+        if state is not None:
+            estimator.load(state)
+    return ranks
+
+
+@every_config
+@given(phases=st.lists(st.tuples(st.integers(1, 4), STEPS), min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_ranks_know_what_one_would_know_however_often_ids_change_their_owner(
+    config: FrequencyConfig, phases: list[tuple[int, list[tuple[list[int], float]]]]
+) -> None:
+    alone, state = FrequencyEstimator(config), None
+    for count, steps in phases:
+        ranks = start_ranks(config, count, state)
+        learn_on_ranks(ranks, steps)
+        learn(alone, steps)
+        for item in range(10):
+            estimator = ranks[owner(item, count)]
+            assert estimator.probability(ids(item)) == alone.probability(ids(item))
+        state = merge_states([estimator.state() for estimator in ranks])
+    merged = FrequencyEstimator(config)
+    merged.load(state or {})
+    assert_same_state(merged, alone)
+
+
+@every_config
+@given(steps=STEPS, count=st.integers(1, 4))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_an_entry_that_ranks_share_is_that_of_the_rank_which_hit_it_last(
+    config: FrequencyConfig, steps: list[tuple[list[int], float]], count: int
+) -> None:
+    config = replace(config, buckets=3)
+    ranks = start_ranks(config, count)
+    learn_on_ranks(ranks, steps)
+    states = [estimator.state() for estimator in ranks]
+    merged = merge_states(states)
+
+    def entry(state: dict[str, NDArray[Any]], bucket: int) -> tuple[float, float, int]:
+        return state["last"][bucket], -state["gap"][bucket], state["hits"][bucket]
+
+    for bucket in range(merged["last"].size):
+        entries = [entry(state, bucket) for state in states]
+        assert entry(merged, bucket) in entries
+        assert entry(merged, bucket)[:2] == max(entries)[:2]
+    again = merge_states([merged, *states, merged])
+    for name, array in merged.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
+def test_a_merged_state_shares_no_memory_with_the_ranks() -> None:
+    states = [estimator.state() for estimator in start_ranks(WHOLE, 2)]
+    for array in merge_states(states).values():
+        array[...] = 1
+    for name, array in FrequencyEstimator(WHOLE).state().items():
+        np.testing.assert_array_equal(states[0][name], array)
+
+
+def test_ranks_with_different_clocks_are_refused() -> None:
+    one, other = start_ranks(WHOLE, 2)
+    one.update(ids(7), elapsed=2)
+    other.update(ids(), elapsed=3)
+    with pytest.raises(ValueError, match=r"clock.*3\..*2\."):
+        merge_states([one.state(), other.state()])
+
+
+def test_ranks_with_different_configs_are_refused_by_name() -> None:
+    states = [FrequencyEstimator(c).state() for c in (WHOLE, replace(WHOLE, seed=1))]
+    with pytest.raises(ValueError, match="seed"):
+        merge_states(states)
 
 
 # Checkpoints

@@ -19,11 +19,13 @@ from trainers import models
 from trainers.arrays import table_tensors, tensors_table
 from trainers.frequency import FrequencyConfig
 from trainers.models import RetrievalStep, create
+from trainers.negatives import NegativesConfig
+from trainers.softmax import Sampling
 from trainers.trainer import Trainer, TrainerConfig
 
 # What makes a model small enough for a test, and quick to learn a small world.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "two_tower": {"width": 16, "hidden": 32, "learning_rate": 0.5},
+    "two_tower": {"width": 16, "hidden": 32, "table": {"optimiser": {"learning_rate": 0.5}}},
 }
 
 
@@ -69,14 +71,18 @@ def some_items(count: int, seed: int = 0) -> Items:
     return Items(rng.permutation(count).astype(np.int64), tokens)
 
 
-def some_step(users: int = 12, candidates: int = 30) -> RetrievalStep:
+def some_step(model: Any, users: int = 12, candidates: int = 30) -> RetrievalStep:
     rng = np.random.default_rng(1)
     return RetrievalStep(
         some_users(users),
         some_items(candidates),
-        torch.from_numpy(rng.integers(0, candidates, users)),
-        torch.full((users, candidates), -1.0),
-        torch.zeros(users, candidates, dtype=torch.bool),
+        torch.empty(0, model.width),
+        Sampling(
+            torch.from_numpy(rng.integers(0, candidates, users)),
+            torch.full((1, candidates), -1.0),
+            torch.zeros(users, dtype=torch.int64),
+            Jagged.of(np.empty(0, np.int64), np.zeros(users, np.int64)),
+        ),
         torch.ones(users),
     )
 
@@ -153,9 +159,10 @@ def arrays(thing: Users | Items) -> list[NDArray[Any]]:
 
 
 def test_the_arrays_it_is_given_are_not_touched(model: Any) -> None:
-    step = some_step()
+    step = some_step(model)
     given: list[Any] = [*arrays(step.users), *arrays(step.candidates)]
-    given += [step.positive, step.log_inclusion, step.hidden, step.weights]
+    sampling = step.sampling
+    given += [sampling.positive, sampling.log_inclusion, sampling.level, step.weights]
     before = copy.deepcopy(given)
     model.query(step.users)
     model.items(step.candidates)
@@ -167,7 +174,7 @@ def test_the_arrays_it_is_given_are_not_touched(model: Any) -> None:
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_batch_gives_what_each_alone_gives(model: Any, learnt: bool) -> None:
     if learnt:
-        train(model, some_step())
+        train(model, some_step(model))
     users, items = some_users(40, longest=70), some_items(40)
     with torch.no_grad():
         queries, vectors = model.query(users), model.items(items)
@@ -192,7 +199,7 @@ def train(model: Any, step: RetrievalStep) -> Tensor:
 
 
 def test_the_loss_is_a_finite_scalar_and_reaches_every_dense_parameter(model: Any) -> None:
-    loss = train(model, some_step())
+    loss = train(model, some_step(model))
     assert loss.shape == ()
     assert torch.isfinite(loss)
     for name, parameter in model.named_parameters():
@@ -202,7 +209,7 @@ def test_the_loss_is_a_finite_scalar_and_reaches_every_dense_parameter(model: An
 
 
 def test_learning_gives_rows_and_lowers_the_loss_of_what_was_learnt(model: Any) -> None:
-    step = some_step()
+    step = some_step(model)
     before = train(model, step)
     assert rows(model) > 0
     born = rows(model)
@@ -214,7 +221,7 @@ def test_learning_gives_rows_and_lowers_the_loss_of_what_was_learnt(model: Any) 
 
 def test_what_it_is_made_of_makes_it_again(name: str, model: Any) -> None:
     for _ in range(3):
-        train(model, some_step())
+        train(model, some_step(model))
     again = create(name, OPTIONS.get(name, {}))
     for table_name, table in model.tables.items():
         again.tables[table_name].upsert(*table.touched_since(0))
@@ -274,7 +281,7 @@ def learnt(name: str, records: Iterator[Record], seed: int = 0) -> Trainer:
     config = TrainerConfig(
         model=name,
         options=OPTIONS.get(name, {}),
-        negatives=32,
+        negatives=NegativesConfig(uniform=32),
         frequency=FrequencyConfig(buckets=1 << 10),
         seed=seed,
     )

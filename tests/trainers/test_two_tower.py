@@ -44,7 +44,7 @@ def test_a_new_user_is_known_by_his_history_alone() -> None:
 
 
 def test_items_without_a_past_are_alike_if_the_same_tokens_describe_them() -> None:
-    model = create("two_tower", {**OPTIONS, "birth_scale": 1.0, "width": 32})
+    model = create("two_tower", {**OPTIONS, "table": {"birth_scale": 1.0}, "width": 32})
     tokens = Jagged(np.array([3, 4, 3, 4, 50, 60]), np.array([0, 2, 4, 6]))
     with torch.no_grad():
         one, alike, other = model.items(Items(np.array([100, 200, 300]), tokens))

@@ -16,6 +16,7 @@ from torch import Tensor
 from features.batch import Items, Users
 from streaming.errors import ConfigError
 from streaming.settings import fill
+from trainers.softmax import Sampling
 from trainers.table import EmbeddingTable
 
 T = TypeVar("T")
@@ -26,15 +27,15 @@ _REGISTRY: dict[str, type[Any]] = {}
 class RetrievalStep:
     """What a retriever learns from in one step; B samples, C candidates, each item once.
 
-    `positive` (B,), `log_inclusion` (B, C), `hidden` (B, C) and `weights` (B,) are those of
-    `trainers.losses.sampled_softmax`.
+    `remembered` (R, d) are vectors of items of recent steps, as they stood then: candidates that
+    cost no gradient, behind the others. `sampling` and `weights` (B,) are those of
+    `trainers.softmax.sampled_softmax`, over C + R columns.
     """
 
     users: Users
     candidates: Items
-    positive: Tensor
-    log_inclusion: Tensor
-    hidden: Tensor
+    remembered: Tensor
+    sampling: Sampling
     weights: Tensor
 
 

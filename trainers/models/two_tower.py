@@ -9,7 +9,7 @@ every logit corrected by the item's estimated frequency.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.batch import Items, Users
-from trainers.losses import sampled_softmax
 from trainers.models import RetrievalStep, register
+from trainers.softmax import Precision, sampled_softmax
 from trainers.table import EmbeddingTable, TableConfig
 
 
@@ -30,14 +30,18 @@ class TwoTower(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        """`history` actions at most are read; a history item pleased if its reward >= .5."""
+        """`history` actions at most are read; a history item pleased if its reward >= .5.
+
+        `table` says how all three tables keep their rows; `width`, `seed` and the zero birth of
+        users are set here.
+        """
 
         width: PositiveInt = 64
         hidden: PositiveInt = 128
         history: NonNegativeInt = 50
         temperature: PositiveFloat = 0.07
-        learning_rate: PositiveFloat = 0.05
-        birth_scale: float = 0.05
+        table: TableConfig = field(default_factory=TableConfig)
+        precision: Precision = "auto"
         seed: int = 0
 
     def __init__(self, config: Config) -> None:
@@ -46,11 +50,11 @@ class TwoTower(nn.Module):
         self.width = config.width
         self.tables = {
             name: EmbeddingTable(
-                TableConfig(
-                    name,
-                    config.width,
-                    birth_scale=0.0 if name == "user" else config.birth_scale,
-                    learning_rate=config.learning_rate,
+                replace(
+                    config.table,
+                    name=name,
+                    width=config.width,
+                    birth_scale=0.0 if name == "user" else config.table.birth_scale,
                     seed=config.seed,
                 )
             )
@@ -81,12 +85,11 @@ class TwoTower(nn.Module):
     def loss(self, step: RetrievalStep) -> Tensor:
         return sampled_softmax(
             self.query(step.users)[:, 0],
-            self.items(step.candidates),
-            step.positive,
-            step.log_inclusion,
-            step.hidden,
+            torch.cat([self.items(step.candidates), step.remembered]),
+            step.sampling,
             step.weights,
             self.config.temperature,
+            precision=self.config.precision,
         )
 
     def _history(self, users: Users, chosen: NDArray[np.bool_]) -> Tensor:
