@@ -1,13 +1,14 @@
 # Two commands on a fresh machine: `make run` and `make test`. `make help` shows the rest.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NEEDS := constraints.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test check bench peers clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,9 +17,9 @@ help:  ## Show what can be made
 run: $(VENV)/ready  ## Start the main job: replay MovieLens, learn it, serve it (ARGS="--fresh" ...)
 	@$(BIN)/headrace run $(ARGS)
 
-test: $(VENV)/ready-dev  ## Run all tests (ARGS="-k table" ...)
+test: $(VENV)/ready-dev  ## Run all tests (ARGS="-k table", JOBS=1 ...)
 	@echo "Running the tests (some minutes) ..."
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/ready-dev  ## Lint, types, house rules
 	@echo "ruff ..." && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
@@ -27,6 +28,9 @@ check: $(VENV)/ready-dev  ## Lint, types, house rules
 
 bench: $(VENV)/ready-dev  ## List the benchmarks, or run one (NAME=frequency)
 	@$(BIN)/headrace bench $(NAME) $(ARGS)
+
+peers: $(VENV)/ready-dev  ## Add the libraries that `bench tables` and `bench train` compare with
+	@$(PIP) --no-deps fbgemm-gpu-cpu torchrec tensordict pyvers pyre-extensions typing-inspect
 
 clean:  ## Remove the environment and all caches; the state in .headrace stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -120,12 +120,12 @@ def _train(job: Job) -> tuple[float, float]:
         options={**recipe.trainer.options, "temperature": job.temperature, "seed": job.seed},
     )
     trainer = Trainer(config, "benchmark")
-    for record in _micro_batches():
+    for record in micro_batches():
         trainer.on_batch([record])
     return trainer.metrics["recall@50"], trainer.metrics["popularity_recall@50"]
 
 
-def _micro_batches() -> list[Record]:
+def micro_batches() -> list[Record]:
     """The records of `samples` that the joiner makes of the replay."""
     from features.behaviour import Behaviour
     from infra.recipe import load_recipe

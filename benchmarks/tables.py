@@ -5,7 +5,8 @@ uniform ones among ten million. torchrec's managed collision module, numba's typ
 dict do the first job too, each in a process of its own, and the ratios are medians over rounds in
 which all take turns; a peer whose library is not installed (`make peers`) is left out. Growth adds
 ids to a table of a million rows (64 numbers and their slots each) until it has ten million, 8192 at
-a time; its longest pause is the longest of these additions. An update is one row of a step that
+a time; its longest pause is the longest of these additions. One id more than `max_rows` then makes
+the table take out the oldest sixteenth. An update is one row of a step that
 reads a Zipf batch, puts a gradient on it and learns by row-wise Adagrad, repeats added up.
 """
 
@@ -110,19 +111,25 @@ def _large_map(ids: NDArray[np.int64], report: Callable[[str], None]) -> dict[st
 
 def _growth(ids: NDArray[np.int64], report: Callable[[str], None]) -> dict[str, float]:
     """From one to ten million rows; the pauses are those of a call with new ids."""
-    table = EmbeddingTable(TableConfig(width=64))
+    table = EmbeddingTable(TableConfig(width=64, max_rows=MANY))
     table.training = True
     pauses = []
-    for part in np.array_split(ids, len(ids) // BATCH):
+    for number, part in enumerate(np.array_split(ids, len(ids) // BATCH)):
+        table.now_us = number
         begun = perf_counter()
         table(part)
         if len(table) > GROWTH[0]:
             pauses.append((perf_counter() - begun) * 1e3)
-        table.forget_calls()
+    table(ids[:1] + 1).sum().backward()  # type: ignore[no-untyped-call]
+    begun = perf_counter()
+    table.step()
+    evicting = (perf_counter() - begun) * 1e3
     figures = {
         "births_per_s": len(pauses) * BATCH / sum(pauses) * 1e3,
         "growth_pause_ms_median": median(pauses),
         "growth_pause_ms_longest": max(pauses),
+        "eviction_pause_ms": evicting,
+        "evicted_at_once": table.evicted,
     }
     report(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()))
     return figures

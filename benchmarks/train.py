@@ -16,7 +16,8 @@ from statistics import median
 from benchmarks._peers import ask
 
 BATCHES = (256, 1024, 4096, 8192)
-CONTENDERS = ("headrace", "torchrec", "torch", "torch_tuned", "fbgemm", "fbgemm_tuned", "gemm")
+OWN = ("headrace", "headrace_fp32", "headrace_untuned")
+PEERS = ("torchrec", "torch", "torch_tuned", "fbgemm", "fbgemm_tuned", "fbgemm_jemalloc", "gemm")
 ROUNDS = 3
 SECONDS = 6.0
 PROMISES = {
@@ -33,7 +34,7 @@ def run(report: Callable[[str], None]) -> dict[str, float]:
     for batch in BATCHES:
         rates: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
-            for name in CONTENDERS:
+            for name in (*OWN, *PEERS):
                 answer = ask(name, batch, SECONDS)
                 if answer is not None:
                     rates.setdefault(name, []).append(answer["samples_per_s"])

@@ -11,7 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from infra import archive_command, edge_commands, replay_command, topics_command, visitors_command
+from infra import (
+    archive_command,
+    daily_command,
+    edge_commands,
+    replay_command,
+    topics_command,
+    visitors_command,
+)
 from infra.log_option import HomeOption, LogOption
 from streaming.errors import HeadraceError
 
@@ -30,6 +37,7 @@ app = typer.Typer(
 app.command()(edge_commands.ingest)
 app.add_typer(edge_commands.dead_letters, name="dead-letters")
 app.command()(replay_command.replay)
+app.command()(daily_command.daily)
 app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
 app.command()(visitors_command.visitors)

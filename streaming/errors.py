@@ -8,6 +8,7 @@ HeadraceError
 │   ├── Backpressure     it does not keep up: try again after `retry_after_s`
 │   ├── LogFull          no space is left for it
 │   └── Fenced           another process has taken over this consumer's work
+├── TableFull            no space is left for rows that are kept on disk
 └── ArtefactError        a cut or a version on disk
     └── ArtefactCorrupt  it is incomplete, or a byte of it is not the one written
 
@@ -64,6 +65,10 @@ class LogFull(LogError):
 
 class Fenced(LogError):
     """Another process commits for the same group: this one must stop, its work is undone."""
+
+
+class TableFull(HeadraceError):
+    """No space is left for rows that are kept on disk."""
 
 
 class ArtefactError(HeadraceError):

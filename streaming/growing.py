@@ -12,7 +12,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.errors import LogFull
+from streaming.errors import TableFull
 
 _FIRST_BYTES = 1 << 16
 
@@ -55,7 +55,7 @@ class GrowingArray:
         """Makes room for so many rows, and gives `rows`: views from before are of no use then.
 
         Raises:
-            LogFull: the disk has no room for them.
+            TableFull: the disk has no room for them.
         """
         if rows <= len(self.rows):
             return self.rows
@@ -96,7 +96,7 @@ class GrowingArray:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise LogFull(
+            raise TableFull(
                 f"no space for {size:,} bytes of rows that are kept on disk ({error.strerror}):"
                 " free some, or lower the table's budget"
             ) from error

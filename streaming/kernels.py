@@ -63,12 +63,12 @@ def get(slots: NDArray[np.int64], key: int) -> int:
     """The value under a key, EMPTY where there is none.
 
     `slots` interleaves keys and values; a key is kept with its bits turned round, so that zeros,
-    which a new array is made of at no cost, are free places.
+    which a new array is made of at no cost, are free places. Keys are not negative.
     """
-    count = np.uint64(slots.size // 2)
+    count, turned = np.uint64(slots.size // 2), ~np.int64(key)
     at = home(key, count)
     while slots[2 * at] != 0:
-        if slots[2 * at] == ~key:
+        if slots[2 * at] == turned:
             return int(slots[2 * at + 1])
         at = behind(at, count)
     return EMPTY
@@ -77,20 +77,20 @@ def get(slots: NDArray[np.int64], key: int) -> int:
 @internal
 def put(slots: NDArray[np.int64], key: int, value: int) -> None:
     """Lays a value under a key, in place of the one that may be there; there must be room."""
-    count = np.uint64(slots.size // 2)
+    count, turned = np.uint64(slots.size // 2), ~np.int64(key)
     at = home(key, count)
-    while slots[2 * at] != 0 and slots[2 * at] != ~key:
+    while slots[2 * at] != 0 and slots[2 * at] != turned:
         at = behind(at, count)
-    slots[2 * at] = ~key
+    slots[2 * at] = turned
     slots[2 * at + 1] = value
 
 
 @internal
 def remove(slots: NDArray[np.int64], key: int) -> None:
     """Takes a key out; those behind it move up, so that no tombstones pile up."""
-    count = np.uint64(slots.size // 2)
+    count, turned = np.uint64(slots.size // 2), ~np.int64(key)
     at = home(key, count)
-    while slots[2 * at] != ~key:
+    while slots[2 * at] != turned:
         if slots[2 * at] == 0:
             return
         at = behind(at, count)

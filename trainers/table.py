@@ -11,6 +11,7 @@ changes nothing, so one that fails asks again.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class EmbeddingTable:
         self._told_from = 0
         if self._shared:
             self._reserve(self._shared)
+            self._mark_new(np.arange(self._shared))
             self._bear(np.arange(self._shared), -1 - np.arange(self._shared))
 
     def __len__(self) -> int:
@@ -177,13 +179,21 @@ class EmbeddingTable:
         order = np.argsort(ids)
         rows = rows[order]
         values, slots = self._rows.read(rows)
-        columns = {"id": ids[order], "row": matrix_column(values), "seen": self._seen.rows[rows]}
-        columns["fresh"] = self._touched.rows[rows] > self.clock  # born since the last step
+        columns = {
+            "id": ids[order],
+            "row": matrix_column(values),
+            "seen": self._seen.rows[rows],
+            "touched": self._touched.rows[rows],
+        }
         if slots.shape[1]:
             columns["slots"] = matrix_column(slots)
-        due = "" if self._expiry_due_us is None else str(self._expiry_due_us)
-        clock = {"clock": str(self.clock), "evicted": str(self.evicted), "expiry_due_us": due}
-        return pa.table(columns, metadata={**KEYED, **clock})
+        state = {
+            "optimiser": self.config.optimiser.kind,
+            "clock": self.clock,
+            "evicted": self.evicted,
+            "expiry_due_us": self._expiry_due_us,
+        }
+        return pa.table(columns, metadata={**KEYED, "state": json.dumps(state)})
 
     def filter_state(self) -> dict[str, NDArray[np.generic]]:
         """What the admission filter has counted; nothing without one."""
@@ -191,25 +201,23 @@ class EmbeddingTable:
 
     def restore(self, table: pa.Table, filter_state: dict[str, NDArray[Any]] | None = None) -> None:
         """Takes the state that `table` and `filter_state` gave; the table must be empty."""
-        metadata = table.schema.metadata
-        self.clock = int(metadata[b"clock"])
-        self.evicted = int(metadata[b"evicted"])
-        due = metadata[b"expiry_due_us"]
-        self._expiry_due_us = int(due) if due else None
+        state = json.loads(table.schema.metadata[b"state"])
         ids = table["id"].to_numpy()
         values, slots = column_matrix(table["row"]), np.empty((ids.size, 0), np.float32)
         if "slots" in table.column_names:
             slots = column_matrix(table["slots"])
-        width = self.config.optimiser.slots(self.config.width)
-        if values.shape[1] != self.config.width or slots.shape[1] != width:
+        width, kind = self.config.width, self.config.optimiser.kind
+        if (values.shape[1], state["optimiser"]) != (width, kind):
             raise ValueError(
-                f"table {self.config.name!r} has rows of {values.shape[1]} and slots of"
-                f" {slots.shape[1]} numbers, the recipe says {self.config.width} and {width}"
+                f"table {self.config.name!r} has rows of {values.shape[1]} numbers learnt by"
+                f" {state['optimiser']}, the recipe says {width} by {kind}"
             )
         rows = self._rows_of(ids)
         self._rows.write(rows, values, slots)
         self._seen.rows[rows] = table["seen"].to_numpy()
-        self._touched.rows[rows] = self.clock + table["fresh"].to_numpy()
+        self._touched.rows[rows] = table["touched"].to_numpy()
+        self.clock, self.evicted = state["clock"], state["evicted"]
+        self._expiry_due_us = state["expiry_due_us"]
         self._gone, self._told_from = [], self.clock
         if self._filter is not None and filter_state:
             self._filter.load(filter_state)
@@ -246,37 +254,46 @@ class EmbeddingTable:
         return self._find(ids)
 
     def _rows_of(self, ids: Ids) -> Ids:
-        """The row of every id, negative ones share, after the birth of those that were missing."""
+        """The row of every id, negative ones share; those that were missing are to be written."""
         rows, own = -1 - ids, ids >= 0
         if rows.size and rows.max() >= self._shared:
             raise ValueError(
                 f"table {self.config.name!r} has {self._shared} shared rows and should take one"
                 f" more, {ids.min()}: set admission as it was when that was written"
             )
-        rows[own] = self._give_rows(ids[own])
+        rows[own], _ = self._number(ids[own])
         return rows
 
     def _give_rows(self, ids: Ids) -> Ids:
         """The row of every id, after the birth of those that were missing."""
+        rows, missing = self._number(ids)
+        if missing.size:
+            self._bear(rows[missing], ids[missing])  # twice if twice there: the same
+        return rows
+
+    def _number(self, ids: Ids) -> tuple[Ids, Ids]:
+        """The row of every id, and which of the ids had none."""
         rows = self._map.find(ids)
         missing = np.flatnonzero(rows == EMPTY)
         if missing.size:
-            newborn = ids[missing]
-            if newborn.min() < 0:
+            new = ids[missing]
+            if new.min() < 0:
                 raise ValueError(
-                    f"table {self.config.name!r} was asked for id {newborn.min()}:"
+                    f"table {self.config.name!r} was asked for id {new.min()}:"
                     " ids are not negative, leave out those that stand for nothing"
                 )
             # First the room, which there may not be: the map must not know rows that are nowhere.
-            self._reserve(max(self._map.rows, len(self) + newborn.size) + self._shared)
-            rows[missing] = self._map.add(newborn)
-            self._bear(rows[missing] + self._shared, newborn)  # twice if twice there: the same
-        return rows + self._shared
+            self._reserve(max(self._map.rows, len(self) + new.size) + self._shared)
+            rows[missing] = self._map.add(new)
+            self._mark_new(rows[missing] + self._shared)
+        return rows + self._shared, missing
 
     def _bear(self, rows: Ids, ids: Ids) -> None:
         """Makes rows what their ids are born with."""
         values = Birth(self.config.seed, self.config.birth_scale).rows(ids, self.config.width)
         self._rows.write(rows, values, self.config.optimiser.first_slots(values))
+
+    def _mark_new(self, rows: Ids) -> None:
         self._seen.rows[rows] = self.now_us
         # The step that they are born in is not over: it is told by the next clock.
         self._touched.rows[rows] = self.clock + 1
@@ -311,10 +328,16 @@ class EmbeddingTable:
         most = config.most_rows
         if most is not None and len(self) > most:
             # A sixteenth more than is needed: the next steps then need not look again.
-            live = np.flatnonzero(self._map.ids != EMPTY)
-            seen = self._seen.rows[live + self._shared]
-            order = np.lexsort((self._map.ids[live], seen))
-            self._drop(live[order[: len(self) - most + most // 16]])
+            self._drop(self._oldest(len(self) - most + most // 16))
+
+    def _oldest(self, count: int) -> Ids:
+        """Rows of the map that were not learnt for longest; of equals those with small ids."""
+        live = np.flatnonzero(self._map.ids != EMPTY)
+        seen = self._seen.rows[live + self._shared]
+        edge = np.partition(seen, count - 1)[count - 1]
+        older, equals = live[seen < edge], live[seen == edge]
+        order = np.argsort(self._map.ids[equals])
+        return np.concatenate([older, equals[order[: count - older.size]]])
 
     def _drop(self, map_rows: Ids) -> None:
         ids = self._map.ids[map_rows]

@@ -77,7 +77,9 @@ class Trainer:
         self._lineage = lineage
         self.model: Any = create(config.model, config.options)
         self._retriever: Retriever = self.model
-        self._dense = torch.optim.Adam(self.model.parameters(), lr=config.dense_learning_rate)
+        self._dense = torch.optim.Adam(
+            self.model.parameters(), lr=config.dense_learning_rate, fused=True
+        )
         self._frequency = FrequencyEstimator(config.frequency)
         self.corpus = Corpus(self.model.width)
         self._rng = np.random.Generator(np.random.PCG64(config.seed))

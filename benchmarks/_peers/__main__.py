@@ -10,10 +10,11 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from benchmarks._peers import ABSENT, gemm, id_maps
+from benchmarks._peers import ABSENT, gemm, id_maps, own
 from benchmarks._peers.two_tower import fbgemm_tables, measure, torch_tables, torchrec_tables
 
 
@@ -27,12 +28,21 @@ class Peer:
 
 # glibc gives large blocks back to the system at once, and each step pays for fresh pages.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+JEMALLOC = Path("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")  # Debian's libjemalloc2
+PRELOAD_JEMALLOC = {
+    "LD_PRELOAD": str(JEMALLOC),
+    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
+}
 PEERS = {
+    "headrace": Peer(own.measure, KEEP_MEMORY),
+    "headrace_fp32": Peer(partial(own.measure, precision="float32"), KEEP_MEMORY),
+    "headrace_untuned": Peer(own.measure),
     "torchrec": Peer(partial(measure, torchrec_tables)),
     "torch": Peer(partial(measure, torch_tables)),
     "torch_tuned": Peer(partial(measure, torch_tables), KEEP_MEMORY),
     "fbgemm": Peer(partial(measure, fbgemm_tables)),
     "fbgemm_tuned": Peer(partial(measure, fbgemm_tables), KEEP_MEMORY),
+    "fbgemm_jemalloc": Peer(partial(measure, fbgemm_tables), PRELOAD_JEMALLOC),
     "gemm": Peer(gemm.measure),
     "mch": Peer(id_maps.measure_mch),
     "dict": Peer(id_maps.measure_dict),
@@ -48,6 +58,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     peer = PEERS[options.name]
+    if "LD_PRELOAD" in peer.environment and not JEMALLOC.exists():
+        print(f"peer {options.name} needs {JEMALLOC}, Debian's libjemalloc2", file=sys.stderr)  # noqa: T201
+        return ABSENT
     if not peer.environment.items() <= os.environ.items():  # glibc reads it at the start only
         again = [sys.executable, "-m", "benchmarks._peers", *sys.argv[1:]]
         os.execve(sys.executable, again, {**os.environ, **peer.environment})  # noqa: S606

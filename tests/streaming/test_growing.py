@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.errors import LogFull
+from streaming.errors import TableFull
 from streaming.growing import GrowingArray
 
 WHERE = pytest.mark.parametrize("where", ["memory", "file"])
@@ -159,7 +159,7 @@ def test_a_full_disk_is_named_before_anything_is_written(small_disk: Path) -> No
     count = len(array.rows)
     filled(array, 0, count)
     for _ in range(2):
-        with pytest.raises(LogFull, match=r"no space for [\d,]+ bytes of rows .*free some"):
+        with pytest.raises(TableFull, match=r"no space for [\d,]+ bytes of rows .*free some"):
             array.reserve(100_000)
         assert holds(array, count)  # and it goes on with what it has
     array.reserve(count + 1_000)
@@ -169,7 +169,7 @@ def test_a_full_disk_is_named_before_anything_is_written(small_disk: Path) -> No
 
 def test_a_disk_that_is_full_from_the_start_is_named(small_disk: Path) -> None:
     (small_disk / "everything").write_bytes(bytes(1 << 19))
-    with pytest.raises(LogFull, match="no space"):
+    with pytest.raises(TableFull, match="no space"):
         GrowingArray(np.int64, (), small_disk)
     gc.collect()
 
@@ -178,7 +178,7 @@ def grow_beyond_the_limit(directory: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
     array = GrowingArray(np.int64, (), directory)
     filled(array, 0, 8_192)
-    with pytest.raises(LogFull, match="File too large"):
+    with pytest.raises(TableFull, match="File too large"):
         array.reserve(1 << 20)
     assert holds(array, 8_192)
 

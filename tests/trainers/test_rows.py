@@ -28,7 +28,7 @@ LISTS = st.lists(st.lists(st.integers(0, COUNT - 1), max_size=5), min_size=1, ma
 CALLS = st.lists(st.tuples(st.booleans(), LISTS), min_size=1, max_size=4)
 Call = tuple[Ids, Ids | None]
 Make = Callable[[OptimiserConfig], Rows]
-ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+PLACES = ["memory", "file", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def ids(*values: int) -> Ids:
@@ -40,7 +40,7 @@ def as_call(pooled: bool, lists: list[list[int]]) -> Call:
     return values, np.cumsum([0] + [len(one) for one in lists]) if pooled else None
 
 
-@pytest.fixture(params=["memory", "file", "cpu", pytest.param("cuda", marks=ON_CUDA)])
+@pytest.fixture(params=PLACES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes rows with the first COUNT already written: those that ids 0, 1, ... are born with."""
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streaming.errors import LogFull
+from streaming.errors import TableFull
 from trainers.admission import AdmissionConfig
 from trainers.optimisers import Kind, OptimiserConfig
 from trainers.table import EmbeddingTable, TableConfig
@@ -458,12 +458,13 @@ class Consumer:
         assert self.copy == Consumer(self.whole).told(table)
 
 
+WHO = [slice(0, 1), slice(1, 2), slice(2, 3), slice(3)]  # one of them, or all
 FEW = st.lists(st.integers(0, 12), min_size=1, max_size=4)
 ACTIONS = st.one_of(
     st.tuples(st.just("learn"), FEW),
     st.tuples(st.just("learn"), FEW),
     st.tuples(st.just("refuse"), FEW),
-    st.tuples(st.just("consume"), st.tuples(st.integers(0, 2), st.booleans())),
+    st.tuples(st.just("consume"), st.tuples(st.sampled_from(WHO), st.booleans())),
     st.tuples(st.just("settle"), st.none()),
     st.tuples(st.just("wait"), st.integers(1, 20)),
 )
@@ -471,7 +472,7 @@ ACTIONS = st.one_of(
 
 @pytest.mark.parametrize("config", [CONFIG, ADMITTING])
 @given(actions=st.lists(ACTIONS, max_size=40))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_consumers_that_fail_now_and_then_lose_nothing(
     config: TableConfig, actions: list[tuple[str, Any]]
 ) -> None:
@@ -484,7 +485,8 @@ def test_consumers_that_fail_now_and_then_lose_nothing(
         elif action == "refuse":
             refuse(table, ids(*value))
         elif action == "consume":
-            consumers[value[0]].consume(table, fails=value[1])
+            for consumer in consumers[value[0]]:
+                consumer.consume(table, fails=value[1])
         elif action == "settle":
             table.settle(min(consumer.clock for consumer in consumers))
         else:
@@ -534,7 +536,8 @@ def test_what_was_settled_or_before_a_restart_can_only_be_told_as_all_that_there
             one.gone_since(2)
         assert set(one.touched_since(0)[0].tolist()) == {4, 5}
         assert one.gone_since(5).tolist() == []
-    assert table.gone_since(3).tolist() == [2, 3] or table.gone_since(3).tolist() == [3]
+    assert table.gone_since(3).tolist() == [2, 3]
+    assert table.gone_since(4).tolist() == [3]
 
 
 # States
@@ -555,7 +558,7 @@ def test_a_restored_table_goes_on_to_the_same_bits(
 ) -> None:
     """Rows get other numbers; what is learnt, admitted and evicted does not depend on them."""
     config = replace(CONFIG, optimiser=OptimiserConfig(kind), admission=admission)
-    config = kept(replace(config, max_rows=60, expire_after_s=25))
+    config = kept(replace(config, max_rows=90, expire_after_s=8.5))  # it looks at every second step
     rng = np.random.default_rng(0)
     unbroken, broken = EmbeddingTable(config), EmbeddingTable(config)
     for number in range(40):
@@ -563,13 +566,14 @@ def test_a_restored_table_goes_on_to_the_same_bits(
             cursor, broken = broken.clock, restored(broken)
         calls = [rng.zipf(1.2, 20) % 150, rng.integers(0, 150, 20)]
         for table in (unbroken, broken):
-            learn(table, *calls, at_s=number)
+            learn(table, *calls, at_s=number / 4)
             refuse(table, calls[0] + 1)
         assert same(unbroken, broken)
         np.testing.assert_array_equal(unbroken.gone_since(cursor), broken.gone_since(cursor))
         assert contents(broken) == contents(unbroken)
-        touched = [sorted(one.touched_since(number)[0]) for one in (unbroken, broken)]
-        assert touched[0] == touched[1]
+        for since in (number, broken.clock):
+            touched = [sorted(one.touched_since(since)[0]) for one in (unbroken, broken)]
+            assert touched[0] == touched[1]
     assert unbroken.evicted > 50
 
 
@@ -614,8 +618,8 @@ def test_a_state_stays_as_it_was_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 5}, "rows of 4 and slots of 4 numbers, the recipe says 5 and 5"),
-        ({"optimiser": OptimiserConfig("sgd")}, "slots of 4 numbers, the recipe says 4 and 0"),
+        ({"width": 5}, "rows of 4 numbers learnt by adagrad, the recipe says 5 by adagrad"),
+        ({"optimiser": OptimiserConfig("sgd")}, "learnt by adagrad, the recipe says 4 by sgd"),
         ({"admission": AdmissionConfig()}, "has 0 shared rows .* set admission as it was"),
         ({"admission": AdmissionConfig(3, shared=5)}, "has 5 shared rows .* one more, -8"),
     ],
@@ -629,7 +633,7 @@ def test_a_state_of_another_shape_is_refused_by_name(change: dict[str, Any], mes
         other.restore(table.table())
     assert contents(other) == before
     bare = EmbeddingTable(replace(config, optimiser=OptimiserConfig("sgd"))).table()
-    with pytest.raises(ValueError, match="slots of 0 numbers, the recipe says 4 and 4"):
+    with pytest.raises(ValueError, match="learnt by sgd, the recipe says 4 by adagrad"):
         EmbeddingTable(config).restore(bare)
 
 
@@ -706,7 +710,7 @@ def test_a_disk_without_room_refuses_new_ids_and_the_table_goes_on(tmp_path: Pat
     table = EmbeddingTable(replace(CONFIG, offload=str(tmp_path)))
     learn(table, ids(1, 2))
     before = from_file(table.table())
-    with files_up_to(1 << 18), pytest.raises(LogFull, match="no space for"):
+    with files_up_to(1 << 18), pytest.raises(TableFull, match="no space for"):
         refuse(table, np.arange(100_000))
     table.training = False
     assert table.table().equals(before, check_metadata=True)

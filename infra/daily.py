@@ -1,0 +1,207 @@
+"""Daily learning: archived days on top of what was learnt before, each row once.
+
+The trainer, its steps and its versions are those of live learning; `streaming.archive_records`
+makes the archive's rows the records that they came from. At the end of a day, and now and then
+within it, what was done is committed:
+
+1. *step*: records are learnt, one after another;
+2. *publish*: at the end of a day, the version is written as a snapshot;
+3. *cut*: the state, how far each day is learnt, and the *notices* that are to follow (the
+   announcement of the version, dead letters) become durable together;
+4. *notify*: the notices are appended to the log, in one transaction with the number of the cut.
+
+Dying before 3 undoes what came after the last cut: it is learnt again. Dying between 3 and 4
+leaves notices that the log has not had, as its number tells: the next start appends them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from infra.home import Home
+from infra.recipe import Recipe
+from streaming.archive import Archive
+from streaming.archive_records import ArchivedSamples
+from streaming.artefact import Artefact
+from streaming.cuts import CutDirectory
+from streaming.errors import ArtefactError, LogError
+from streaming.log import VERSIONS, Append, Log, TopicPartition
+from trainers.trainer import Trainer
+from trainers.versions import VersionInfo, VersionStore
+
+GROUP = "daily"
+_TURN = TopicPartition(VERSIONS, 0)  # its position in the group is the number of the last notices
+_LINEAGES_KEPT = 2
+
+
+class DailyTraining:
+    """Learns days of a home's archive; goes on from what the last one, however it ended, learnt.
+
+    Cuts are made as the recipe's `trainer_loop` says, and when a day ends or a stop is asked for.
+    Versions go out at the end of each day, and with `publish_every_s` also within it.
+
+    `reached` is called with the number of every point of a commit as it gets there; tests use it
+    to die on the spot.
+
+    Raises:
+        ArtefactError: what was learnt before cannot be read, or does not fit the recipe.
+        LogError: the log has no topic `versions`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        home: Home,
+        log: Log,
+        publish_every_s: float | None = None,
+        clock: Callable[[], float] = time.time,
+        reached: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        torch.set_num_threads(1)  # the bits of a result must not depend on how many there are
+        self.samples = ArchivedSamples(Archive(home.archive))
+        self.version: VersionInfo | None = None
+        self._log = log
+        self._clock = clock
+        self._reached = reached
+        self._lineage = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+        self._versions = VersionStore(home.versions)
+        self._versions_of_model = home.versions / recipe.trainer.model
+        self._cuts = CutDirectory(
+            home.cuts(GROUP), recipe.trainer_loop.cuts_kept, recipe.trainer_loop.deltas
+        )
+        # Every version is a snapshot, and whether it is time for one is decided here.
+        self._trainer_config = replace(recipe.trainer, publish_every_s=0.0, snapshot_every=1)
+        self._durable: Any = None  # the mark of the last cut that this process made
+        self._notices: list[Append] = []
+        self._lineages: list[str] = []
+        self.begun: str | None = None  # the day that was not learnt to its end
+        self._number = _number_in(log)
+        self._publish_within = publish_every_s is not None
+        self._commit_every_s = publish_every_s or recipe.trainer_loop.cut_every_s
+        self._due_s = clock() + self._commit_every_s
+        self.trainer, self.positions = self._recover()
+
+    def learn(
+        self, day: str, stopping: threading.Event, report: Callable[[int], None] = lambda _: None
+    ) -> bool:
+        """Learns the rows of a day that are not learnt yet, then publishes a version.
+
+        `report` is told how many rows are done so far. False if it was told to stop before the
+        end: what was learnt until then is kept, and not published. After an error nothing more
+        can be learnt; another object goes on from the last cut.
+
+        Raises:
+            ArtefactError: a file of the archive is damaged, or there is no space to write.
+            Fenced: another process does the same for this log.
+        """
+        done = 0
+        self.begun = day
+        for record, rows, place in self.samples.records(day, dict(self.positions)):
+            self._notices += self.trainer.on_batch([record])
+            self.positions[place] = record.offset + 1
+            self._reached(1)
+            done += rows
+            report(done)
+            if stopping.is_set():
+                self._commit(publish=False)
+                return False
+            if self._clock() >= self._due_s:
+                self._commit(publish=self._publish_within)
+        self.begun = None
+        self._commit(publish=True)
+        return True
+
+    def _commit(self, *, publish: bool) -> None:
+        self._due_s = self._clock() + self._commit_every_s
+        if publish:
+            self._publish()
+        self._reached(2)
+        self._cut()
+        self._reached(3)
+        self._notify(self._notices)
+        self._notices = []
+        self._reached(4)
+
+    def _publish(self) -> None:
+        versions = self.trainer.on_time(int(self._clock() * 1e6))
+        self._notices += self._versions.execute(versions)
+        for version in versions:
+            self.version = version.info
+        # The store knows only of this process's own, and a day has perhaps no more than one.
+        self._lineages = [name for name in self._lineages if name != self._lineage]
+        for old in self._lineages[: 1 - _LINEAGES_KEPT]:
+            shutil.rmtree(self._versions_of_model / old, ignore_errors=True)
+        self._lineages = [*self._lineages[1 - _LINEAGES_KEPT :], self._lineage]
+
+    def _cut(self) -> None:
+        mark = self.trainer.mark()
+        whole = self._durable is None or not self._cuts.continuable
+        state = self.trainer.snapshot() if whole else self.trainer.changes(self._durable)
+        state.meta[GROUP] = {
+            "number": self._number + bool(self._notices),
+            "notices": [_in_json(notice) for notice in self._notices],
+            "lineages": self._lineages,
+            "begun": self.begun,
+        }
+        (self._cuts.save if whole else self._cuts.extend)(self.positions, state)
+        self.trainer.settle(mark)
+        self._durable = mark
+        self._cuts.compact()
+        self._cuts.tidy()
+
+    def _notify(self, notices: Sequence[Append]) -> None:
+        if not notices:
+            return
+        with self._log.transaction(GROUP) as transaction:
+            transaction.append(notices)
+            transaction.advance({_TURN: self._number}, {_TURN: self._number + 1})
+        self._number += 1
+
+    def _recover(self) -> tuple[Trainer, dict[TopicPartition, int]]:
+        try:
+            state, positions = self._cuts.newest()
+            trainer = Trainer(self._trainer_config, self._lineage, state)
+        except ArtefactError as error:
+            raise ArtefactError(
+                f"{error}; for daily learning, which needs the archive that --fresh would remove,"
+                f" to start over is to delete {self._cuts.path}"
+            ) from error
+        if state is not None:
+            self._go_on(state)
+        return trainer, positions
+
+    def _go_on(self, state: Artefact) -> None:
+        """Appends the notices of the last cut, if its process died before it could."""
+        daily = state.meta[GROUP]
+        self._lineages, self.begun = list(daily["lineages"]), daily["begun"]
+        if daily["number"] == self._number + 1:
+            self._notify([_from_json(notice) for notice in daily["notices"]])
+
+
+def _number_in(log: Log) -> int:
+    try:
+        return log.positions(GROUP, [VERSIONS])[_TURN]
+    except KeyError:
+        raise LogError(
+            f"the log has no topic {VERSIONS}: `headrace topics --apply` makes it"
+        ) from None
+
+
+def _in_json(notice: Append) -> list[str | None]:
+    key = None if notice.key is None else b64encode(notice.key).decode()
+    return [notice.topic, b64encode(notice.value).decode(), key]
+
+
+def _from_json(notice: Sequence[Any]) -> Append:
+    topic, value, key = notice
+    return Append(topic, b64decode(value), None if key is None else b64decode(key))

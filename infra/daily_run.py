@@ -1,0 +1,96 @@
+"""What `headrace daily` does: learns the chosen days one after another, and tells how it goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from rich.console import Console
+
+from infra.archive import open_archive
+from infra.daily import DailyTraining
+from infra.daily_days import Choice, closed_days, waiting_rows
+from infra.daily_progress import DailyReporter, recall_text
+from infra.home import Home
+from infra.recipe import Recipe
+from infra.signals import stopped_by_signals
+from streaming.archive_records import ArchivedSamples
+from streaming.errors import ConfigError
+from streaming.log import Log
+
+
+def learn_days(
+    recipe: Recipe,
+    home: Home,
+    log: Log,
+    choice: Choice,
+    console: Console,
+    publish_every_s: float | None = None,
+) -> None:
+    """Learns until the last chosen day is learnt, or Ctrl-C or a polite kill asks for a stop.
+
+    Raises:
+        HeadraceError: it cannot start, or cannot go on.
+    """
+    archive = open_archive(home)
+    with _alone_in(home):
+        samples = ArchivedSamples(archive)
+        now_us = time.time_ns() // 1000
+        days = closed_days(samples, choice, now_us, recipe.archive.closed_after_h)
+        training = DailyTraining(recipe, home, log, publish_every_s)
+        rows = waiting_rows(samples, log, days, training.positions)
+        if training.begun in days:  # perhaps all of it is learnt, and only its version is not out
+            rows = {day: rows.get(day, 0) for day in days if day in {*rows, training.begun}}
+        stopping = threading.Event()
+        with DailyReporter(rows, lambda: training.trainer.metrics, console) as reporter:
+            if rows:
+                with stopped_by_signals(stopping):
+                    _learn(training, rows, stopping, reporter)
+            else:
+                reporter.say(f"All {len(days):,} days up to {days[-1]} are learnt: nothing to do.")
+
+
+def _learn(
+    training: DailyTraining,
+    rows: Mapping[str, int],
+    stopping: threading.Event,
+    reporter: DailyReporter,
+) -> None:
+    if training.begun is not None and training.begun in rows:
+        left = f"{rows[training.begun]:,} samples are left"
+        reporter.say(f"Going on in {training.begun}, of which {left}.")
+    learnt = []
+    for day in rows:
+        reporter.day(day)
+        if not training.learn(day, stopping, reporter.update):
+            break
+        learnt.append(day)
+    number = f"{len(learnt):,} day{'s' * (len(learnt) != 1)}"
+    rate = reporter.rows / reporter.seconds
+    reporter.say(
+        f"{number} learnt{f' up to {learnt[-1]}' if learnt else ''}: {reporter.rows:,} samples in"
+        f" {reporter.seconds:.1f} s, {rate:,.0f} a second."
+    )
+    if recall := recall_text(training.trainer.metrics):
+        reporter.say(f"{recall} so far, each sample ranked before it was learnt.")
+    if training.version is not None:
+        reporter.say(f"Version {training.version.name} is published.")
+    if training.begun is not None:
+        reporter.say(f"Stopped in {training.begun}; the same command goes on from here.")
+
+
+@contextmanager
+def _alone_in(home: Home) -> Iterator[None]:
+    """Keeps `headrace run`, and another `headrace daily`, out of the home.
+
+    Raises:
+        ConfigError: one of them is at work in it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(home.locked())
+        except ConfigError as error:
+            raise ConfigError(f"a home learns live or by day, not both at once: {error}") from None
+        yield
