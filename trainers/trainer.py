@@ -215,7 +215,7 @@ class Trainer:
             quality.update(np.where(known, ranks, _NOT_FOUND))
 
     def _learn(self, samples: Samples) -> bool:
-        """One gradient step; False if it was refused: its loss or a gradient is not finite."""
+        """One gradient step; False if it was refused: a number in it is not finite."""
         self.corpus.add_unseen(np.unique(samples.item_ids))
         places, step = self._retrieval_step(samples)
         for table in self._retriever.tables.values():
@@ -223,7 +223,7 @@ class Trainer:
             table.now_us = max(int(samples.at_us.max()), self._watermark_us or 0)
         try:
             loss = self._retriever.loss(step)
-            learnt = bool(torch.isfinite(loss)) and self._finds_gradients(loss)
+            learnt = _is_finite(samples, loss) and self._finds_gradients(loss)
             if learnt:
                 self._dense.step()
                 self._loss += 0.02 * (float(loss.detach()) - self._loss)
@@ -373,13 +373,18 @@ class _Cursor:
     clocks: Clocks = field(default_factory=Clocks)
 
 
+def _is_finite(samples: Samples, loss: Tensor) -> bool:
+    # A model may only compare the rewards of a history: then the loss does not show what they are.
+    return bool(np.isfinite(samples.users.rewards).all()) and bool(torch.isfinite(loss))
+
+
 def _refusal(record: Record) -> Append:
     """The whole micro-batch as a dead letter: the log forgets its samples in time."""
     letter = DeadLetter(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        reason="the loss of this micro-batch is not a finite number; it was not learnt",
+        reason="this micro-batch, its loss or a gradient is not finite; it was not learnt",
         record=record.value,
         logged_us=record.logged_us,
     )

@@ -198,12 +198,16 @@ def test_what_the_log_has_forgotten_is_not_missed(log: MemoryLog, archive: Archi
     assert samples.missing(log, {}) == {}
 
 
-def test_days_before_the_first_have_expired_and_are_not_missed(
-    log: MemoryLog, archive: Archive
-) -> None:
+def test_what_is_of_days_that_have_expired_is_not_missed(log: MemoryLog, tmp_path: Path) -> None:
+    rng = random.Random(2)
+    archive = archived(log, tmp_path)
+    for day in (0.6, 4.0):  # the first comes late, in a file over which no other lies
+        log.append([encode_samples(some_samples(rng, day, "buy"))._replace(partition=0)])
+        archived(log, tmp_path)
     samples = ArchivedSamples(archive)
-    for day in samples.days()[:2]:
-        shutil.rmtree(archive.directory(SAMPLES, day))
+    first, second, *_ = samples.days()
+    for name in (first, second):
+        shutil.rmtree(archive.directory(SAMPLES, name))
     assert samples.missing(log, {}) == {}
 
 
