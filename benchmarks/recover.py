@@ -1,8 +1,8 @@
 """The trainer's cuts: how long one holds training up, and how soon a killed trainer goes on.
 
 A trainer with a million item rows and a million user rows learns made-up micro-batches of 1,024
-samples from a log in memory, in turns of ten seconds without cuts and with one every two seconds,
-which are written in the background. `cut_stall_share` is the time the loop spends in them, copying
+samples from a log in memory, in turns of half a minute without cuts and with one every ten seconds,
+as it is shipped, written in the background. `cut_stall_share` is the time the loop spends in them, copying
 what changed, and `cut_slowdown` how many samples a second fewer it learns in all, disk and
 compression on the same cores: medians over the rounds. Recovery is what a new process needs until
 it has the state again: from the newest cut, checksums verified, and from a chain of a whole cut and
@@ -37,8 +37,8 @@ AT = SAMPLE_SCHEMA.field("at").type
 BATCH = 1_024
 HISTORY = 20
 ROUNDS = 3
-TURN_S = 10.0
-CUT_EVERY_S = 2.0
+TURN_S = 30.0
+CUT_EVERY_S = LoopConfig().cut_every_s
 PROMISES = {
     "cut_stall_share": (0.0, 0.05),
     "recovery_s": (0.0, 5.0),

@@ -1,9 +1,10 @@
-"""Arrays that become longer without being copied, in memory or in a file."""
+"""Arrays that become longer without being copied, and memory that is used again for copies."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -100,3 +101,22 @@ class GrowingArray:
                 f"no space for {size:,} bytes of rows that are kept on disk ({error.strerror}):"
                 " free some, or lower the table's budget"
             ) from error
+
+
+class Reused:
+    """Memory for large copies, given out again once nobody holds what was in it.
+
+    The first touch of fresh memory costs several times what copying into it does.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """An array whose content does not matter; never one that is still in use."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        # Every view of the buffer, and all that was made of one, holds a reference to it; so do
+        # this object and the call itself.
+        if size > self._buffer.nbytes or sys.getrefcount(self._buffer) > 2:
+            self._buffer = np.empty(size + size // 8, np.uint8)
+        return self._buffer[:size].view(dtype).reshape(shape)

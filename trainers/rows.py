@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from streaming.growing import GrowingArray
+from streaming.growing import GrowingArray, Reused
 from streaming.kernels import EMPTY
 from trainers.kernels import add_up, birth_rows, gather_rows, pool_rows
 from trainers.optimisers import LOOPS, OptimiserConfig, learn_tensors
@@ -89,6 +89,7 @@ class MemoryRows:
         # For each row its place among the distinct rows of a step, plus 1; zeros between steps.
         self._place = GrowingArray(np.int32)
         self._sums = np.empty((0, width), np.float32)
+        self._copies = Reused(), Reused()
 
     def reserve(self, rows: int) -> None:
         for array in (self._weights, self._slots, self._place):
@@ -119,7 +120,12 @@ class MemoryRows:
         return distinct
 
     def read(self, rows: Ids) -> tuple[Floats, Floats]:
-        return self._weights.rows[rows], self._slots.rows[rows]
+        copies = []
+        for array, reused in ((self._weights, self._copies[0]), (self._slots, self._copies[1])):
+            copy = reused.empty((rows.size, array.rows.shape[1]), np.float32)
+            gather_rows(array.rows, rows, rows, *self._birth, copy)
+            copies.append(copy)
+        return copies[0], copies[1]
 
     def write(self, rows: Ids, values: Floats, slots: Floats) -> None:
         self._weights.rows[rows] = values
