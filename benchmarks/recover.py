@@ -2,11 +2,10 @@
 
 A trainer with a million item rows and a million user rows learns made-up micro-batches of 1,024
 samples from a log in memory, in turns of half a minute without cuts and with one every ten seconds,
-as it is shipped, written in the background. `cut_stall_share` is the time the loop spends in them, copying
-what changed, and `cut_slowdown` how many samples a second fewer it learns in all, disk and
-compression on the same cores: medians over the rounds. Recovery is what a new process needs until
-it has the state again: from the newest cut, checksums verified, and from a chain of a whole cut and
-the changes since.
+as it is shipped, written in the background. `cut_stall_share` is the time the loop spends in them,
+copying what changed, and `cut_slowdown` how many samples a second fewer it learns in all, disk and
+checksums on the same cores: medians over the rounds. Recovery is what a new loop needs until it has
+the state again, from a chain of a whole cut and the changes since, checksums verified.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ dict do the first job too, each in a process of its own, and the ratios are medi
 which all take turns; a peer whose library is not installed (`make peers`) is left out. Growth adds
 ids to a table of a million rows (64 numbers and their slots each) until it has ten million, 8192 at
 a time; its longest pause is the longest of these additions. One id more than `max_rows` then makes
-the table take out the oldest sixteenth. An update is one row of a step that
+the table take out the oldest of its rows. An update is one row of a step that
 reads a Zipf batch, puts a gradient on it and learns by row-wise Adagrad, repeats added up.
 """
 

@@ -17,13 +17,14 @@ from benchmarks._peers import ask
 
 BATCHES = (256, 1024, 4096, 8192)
 OWN = ("headrace", "headrace_fp32", "headrace_untuned")
-PEERS = ("torchrec", "torch", "torch_tuned", "fbgemm", "fbgemm_tuned", "fbgemm_jemalloc", "gemm")
+PEERS = ("torchrec", "torch", "torch_tuned", "fbgemm_tuned", "fbgemm_jemalloc", "gemm")
 ROUNDS = 3
-SECONDS = 6.0
+SECONDS = 3.0
 PROMISES = {
     "over_torchrec_4096": (4.0, 1e9),
     "over_torch_4096": (3.0, 1e9),
     "over_fbgemm_tuned_4096": (1.6, 1e9),
+    "over_fbgemm_jemalloc_4096": (1.6, 1e9),
     "over_gemm_4096": (0.6, 1e9),
 }
 

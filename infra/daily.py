@@ -16,14 +16,12 @@ leaves notices that the log has not had, as its number tells: the next start app
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -37,7 +35,7 @@ from streaming.cuts import CutDirectory
 from streaming.errors import ArtefactError, LogError
 from streaming.log import VERSIONS, Append, Log, TopicPartition
 from trainers.trainer import Trainer
-from trainers.versions import VersionInfo, VersionStore
+from trainers.versions import VersionInfo, VersionStore, new_lineage
 
 GROUP = "daily"
 _TURN = TopicPartition(VERSIONS, 0)  # its position in the group is the number of the last notices
@@ -73,7 +71,7 @@ class DailyTraining:
         self._log = log
         self._clock = clock
         self._reached = reached
-        self._lineage = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+        self._lineage = new_lineage()
         self._versions = VersionStore(home.versions)
         self._versions_of_model = home.versions / recipe.trainer.model
         self._cuts = CutDirectory(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from infra.home import Home
@@ -71,12 +69,12 @@ def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     import torch
 
     from trainers.trainer import Trainer
-    from trainers.versions import VersionStore
+    from trainers.versions import VersionStore, new_lineage
 
     # One thread: the other processes need the other cores, and the bits of a result must not
     # depend on how many there are.
     torch.set_num_threads(1)
-    lineage = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    lineage = new_lineage()
     store = VersionStore(home.versions)
     return Loop(
         log,

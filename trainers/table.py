@@ -33,6 +33,7 @@ from trainers.kernels import share_rows
 from trainers.optimisers import OptimiserConfig
 from trainers.rows import Birth, DeviceRows, Floats, Ids, MemoryRows, Rows, Used
 
+_SPARE = 64  # where rows go for want of room, this part of them goes at once
 _MAP_BYTES = 34  # an id takes in the map, at most, when it is not growing
 
 
@@ -332,8 +333,8 @@ class EmbeddingTable:
                 self._drop(np.flatnonzero(old))
         most = config.most_rows
         if most is not None and len(self) > most:
-            # A sixteenth more than is needed: the next steps then need not look again.
-            self._drop(self._oldest(len(self) - most + most // 16))
+            # Some more than is needed: the next steps then need not look at all rows again.
+            self._drop(self._oldest(len(self) - most + most // _SPARE))
 
     def _oldest(self, count: int) -> Ids:
         """Rows of the map that were not learnt for longest; of equals those with small ids."""

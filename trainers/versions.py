@@ -8,9 +8,11 @@ samples it has learnt.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,11 @@ class Version:
 
     info: VersionInfo
     shards: Mapping[str, pa.Table]
+
+
+def new_lineage() -> str:
+    """A name for one incarnation of a trainer, such as `20261121T101502-9f3a`."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
 
 
 class VersionStore:

@@ -377,8 +377,8 @@ def test_an_evicted_id_is_born_again_as_at_first() -> None:
 
 
 @given(
-    steps=st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=12), max_size=25),
-    most=st.integers(1, 40),
+    steps=st.lists(st.lists(st.integers(0, 200), min_size=1, max_size=40), max_size=15),
+    most=st.integers(1, 150),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_with_too_many_rows_the_oldest_go_first_and_of_equals_the_smaller_id(
@@ -390,7 +390,7 @@ def test_with_too_many_rows_the_oldest_go_first_and_of_equals_the_smaller_id(
         seen.update(dict.fromkeys(step, number // 2))
         if len(seen) > most:
             oldest = sorted(seen, key=lambda one: (seen[one], one))
-            for one in oldest[: len(seen) - most + most // 16]:
+            for one in oldest[: len(seen) - most + most // 64]:
                 del seen[one]
         assert own(table) == set(seen)
         assert len(table) == len(seen) <= most
@@ -416,9 +416,9 @@ def test_a_bound_in_bytes_is_a_bound_on_rows() -> None:
         assert replace(config, max_rows=10**6).most_rows == config.most_rows
     assert replace(CONFIG, max_bytes=1).most_rows == 1
     assert CONFIG.most_rows is None
-    table = EmbeddingTable(replace(CONFIG, max_bytes=CONFIG.row_bytes * 20))
-    learn(table, np.arange(100), at_s=0)
-    assert len(table) == 19  # a sixteenth less
+    table = EmbeddingTable(replace(CONFIG, max_bytes=CONFIG.row_bytes * 128))
+    learn(table, np.arange(300), at_s=0)
+    assert len(table) == 128 - 2  # a little less, so as not to look at all rows in every step
 
 
 def test_shared_rows_are_never_evicted() -> None:
