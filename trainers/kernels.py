@@ -133,6 +133,50 @@ def add_up(  # noqa: PLR0913 - what lies where
 
 
 @compiled
+def oldest_rows(
+    ids: NDArray[np.int64], seen: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the rows whose id is not EMPTY, those that were seen first, `count` of them at least 1.
+
+    Returns the rows before the last moment among them, and all rows of that moment, of which some
+    may be too many. A few passes narrow that moment down; no array as long as `seen` is made.
+    """
+    low, high = np.int64(2**63 - 1), np.int64(-(2**63))
+    for row in range(ids.size):
+        if ids[row] != EMPTY:
+            low, high = min(low, seen[row]), max(high, seen[row])
+    before = 0  # rows that were seen before `low`
+    bins = np.empty(4096, np.int64)
+    while low < high:
+        width = (high - low) // bins.size + 1
+        bins[:] = 0
+        for row in range(ids.size):
+            if ids[row] != EMPTY and low <= seen[row] <= high:
+                bins[(seen[row] - low) // width] += 1
+        at = 0
+        while before + bins[at] < count:
+            before += bins[at]
+            at += 1
+        low += at * width
+        high = min(high, low + width - 1)
+    found, same = 0, 0
+    for row in range(ids.size):
+        same += ids[row] != EMPTY and seen[row] == low
+    older, equals = np.empty(before, np.int64), np.empty(same, np.int64)
+    same = 0
+    for row in range(ids.size):
+        if ids[row] == EMPTY or seen[row] > low:
+            continue
+        if seen[row] == low:
+            equals[same] = row
+            same += 1
+        else:
+            older[found] = row
+            found += 1
+    return older, equals
+
+
+@compiled
 def ranks_among(
     scores: NDArray[Any],
     targets: NDArray[np.int64],

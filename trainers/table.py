@@ -29,7 +29,7 @@ from streaming.id_map import IdMap
 from streaming.kernels import EMPTY
 from trainers.admission import AdmissionConfig, AdmissionFilter
 from trainers.arrays import column_matrix, matrix_column
-from trainers.kernels import share_rows
+from trainers.kernels import oldest_rows, share_rows
 from trainers.optimisers import OptimiserConfig
 from trainers.rows import Birth, DeviceRows, Floats, Ids, MemoryRows, Rows, Used
 
@@ -338,10 +338,8 @@ class EmbeddingTable:
 
     def _oldest(self, count: int) -> Ids:
         """Rows of the map that were not learnt for longest; of equals those with small ids."""
-        live = np.flatnonzero(self._map.ids != EMPTY)
-        seen = self._seen.rows[live + self._shared]
-        edge = np.partition(seen, count - 1)[count - 1]
-        older, equals = live[seen < edge], live[seen == edge]
+        seen = self._seen.rows[self._shared : self._shared + self._map.rows]
+        older, equals = oldest_rows(self._map.ids, seen, count)
         order = np.argsort(self._map.ids[equals])
         return np.concatenate([older, equals[order[: count - older.size]]])
 

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streaming.errors import TableFull
+from streaming.kernels import EMPTY
 from trainers.admission import AdmissionConfig
+from trainers.kernels import oldest_rows
 from trainers.optimisers import Kind, OptimiserConfig
 from trainers.table import EmbeddingTable, TableConfig
 
@@ -394,6 +396,22 @@ def test_with_too_many_rows_the_oldest_go_first_and_of_equals_the_smaller_id(
                 del seen[one]
         assert own(table) == set(seen)
         assert len(table) == len(seen) <= most
+
+
+@pytest.mark.parametrize("scale", [1, 10**6, 2**58])
+def test_the_oldest_rows_are_found_as_by_sorting(scale: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        size = int(rng.integers(1, 300))
+        rows = rng.integers(-1, 50, size)
+        rows[rng.integers(size)] = 3
+        seen = rng.integers(-5, 6, size) * scale + rng.integers(0, 3, size)
+        live = np.flatnonzero(rows != EMPTY)
+        count = int(rng.integers(1, live.size + 1))
+        edge = np.sort(seen[live])[count - 1]
+        older, equals = oldest_rows(rows, seen, count)
+        np.testing.assert_array_equal(older, live[seen[live] < edge])
+        np.testing.assert_array_equal(equals, live[seen[live] == edge])
 
 
 def test_endless_new_ids_take_bounded_room() -> None:
