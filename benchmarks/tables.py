@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._peers import ask
+from benchmarks._peers import ask, median_ratio
 from benchmarks._peers.stream import draw_ids
 from streaming.id_map import IdMap
 from trainers.table import EmbeddingTable, TableConfig
@@ -72,8 +72,7 @@ def _against_peers(report: Callable[[str], None]) -> dict[str, float]:
         report(", ".join(f"{name} {rate / 1e6:.1f} M/s" for name, rate in told.items()))
     figures = {"lookups_per_s_1m_ids": median(rates["lookups"])}
     for name in rates.keys() - {"lookups"}:
-        ratios = [ours / theirs for ours, theirs in zip(rates["lookups"], rates[name], strict=True)]
-        figures[f"lookups_over_{name}"] = median(ratios)
+        figures[f"lookups_over_{name}"] = median_ratio(rates["lookups"], rates[name])
     return dict(sorted(figures.items()))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks._peers import ask
+from benchmarks._peers import ask, median_ratio
 
 BATCHES = (256, 1024, 4096, 8192)
 OWN = ("headrace", "headrace_fp32", "headrace_untuned")
@@ -44,6 +44,5 @@ def run(report: Callable[[str], None]) -> dict[str, float]:
         ours = rates.pop("headrace")
         figures[f"headrace_{batch}"] = median(ours)
         for name, theirs in rates.items():
-            ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
-            figures[f"over_{name}_{batch}"] = median(ratios)
+            figures[f"over_{name}_{batch}"] = median_ratio(ours, theirs)
     return figures

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 EMPTY = -1
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step: sets numbers apart before `mix`
 # Of the slots of a map, how many are taken when it has grown and when it must grow: probing stays
 # short below, and a key costs 26 bytes at most.
 ROOMY, FULLEST = 0.62, 0.76

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from streaming.kernels import compiled, mix
+from streaming.kernels import GOLDEN, compiled, mix
 
 _FULL = 255
 
@@ -83,7 +83,7 @@ def _count(
 ) -> None:
     buckets = np.uint64(counts.shape[1])
     for i in range(ids.size):
-        bits = mix(np.uint64(ids[i]) + np.uint64(0x9E3779B97F4A7C15))
+        bits = mix(np.uint64(ids[i]) + GOLDEN)
         one = (bits >> np.uint64(32)) * buckets >> np.uint64(32)
         other = (bits & np.uint64(0xFFFFFFFF)) * buckets >> np.uint64(32)
         hits = min(counts[0, one], counts[1, other])

@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import compiled, mix
+from streaming.kernels import GOLDEN, compiled, mix
 
 # `last` and `gap` are A and B of the paper; `hits` stops at 1 / alpha. `repeats` is scratch: the
 # hits of the step at hand, 0 between steps.
 ENTRY = np.dtype([("last", "f8"), ("gap", "f8"), ("hits", "i4"), ("repeats", "i4")], align=True)
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
 
 @compiled
 def draw_multipliers(seed: int, out: NDArray[np.uint64]) -> None:
     """Fills `out` (m,) with odd numbers, each of which makes another hash."""
-    base = mix(np.uint64(seed) + _GOLDEN)
+    base = mix(np.uint64(seed) + GOLDEN)
     for j in range(out.size):
-        out[j] = mix(base + np.uint64(j) + _GOLDEN) | np.uint64(1)
+        out[j] = mix(base + np.uint64(j) + GOLDEN) | np.uint64(1)
 
 
 @compiled
@@ -45,7 +43,7 @@ def find_places(
     for i in range(ids.size):
         for j in range(multipliers.size):
             # + 1, or id 0 would hash alike under every multiplier.
-            mixed = mix((np.uint64(ids[i]) + np.uint64(1)) * multipliers[j] + _GOLDEN)
+            mixed = mix((np.uint64(ids[i]) + np.uint64(1)) * multipliers[j] + GOLDEN)
             places[i, j] = j * buckets + np.int64(mixed % np.uint64(buckets))
 
 

@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import EMPTY, compiled, internal, mix
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from streaming.kernels import EMPTY, GOLDEN, compiled, home, internal, mix
 
 
 @internal
 def _birth(base: np.uint64, column: int, scale: float) -> np.float32:
-    bits = mix(base + np.uint64(column + 1) * _GOLDEN) >> np.uint64(11)
+    bits = mix(base + np.uint64(column + 1) * GOLDEN) >> np.uint64(11)
     return np.float32((float(bits) * 2.0**-52 - 1.0) * scale)
 
 
 @internal
 def _birth_base(key: int, seed: int) -> np.uint64:
-    return mix(np.uint64(key) ^ mix(np.uint64(seed) + _GOLDEN))
+    return mix(np.uint64(key) ^ mix(np.uint64(seed) + GOLDEN))
 
 
 @compiled
@@ -41,7 +39,7 @@ def share_rows(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Which of `count` shared rows stands for each id (n,)."""
     rows = np.empty(ids.size, np.int64)
     for i in range(ids.size):
-        rows[i] = (mix(np.uint64(ids[i])) >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
+        rows[i] = home(ids[i], np.uint64(count))
     return rows
 
 

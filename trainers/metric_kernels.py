@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import EMPTY, compiled, get, mix, put, remove
+from streaming.kernels import EMPTY, GOLDEN, compiled, get, mix, put, remove
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -141,7 +141,7 @@ def pair_keys(first: Ints, second: Ints) -> Ints:
     """A stable, non-negative number for each pair of ids: (n,)."""
     keys = np.empty(first.size, np.int64)
     for i in range(first.size):
-        mixed = mix(mix(np.uint64(first[i]) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(second[i]))
+        mixed = mix(mix(np.uint64(first[i]) + GOLDEN) ^ np.uint64(second[i]))
         keys[i] = np.int64(mixed >> np.uint64(1))
     return keys
 

@@ -255,9 +255,13 @@ class EmbeddingTable:
         """The row of each id, after those were given one that are worth it."""
         if self._filter is None:
             return self._give_rows(ids)
-        missing = ids[self._map.find(ids) == EMPTY]
-        self._give_rows(np.unique(missing[self._filter.admit(missing)]))
-        return self._find(ids)
+        rows = self._map.find(ids)
+        missing = np.flatnonzero(rows == EMPTY)
+        strangers = ids[missing]
+        self._give_rows(strangers[self._filter.admit(strangers)])
+        rows += self._shared
+        rows[missing] = self._find(strangers)
+        return rows
 
     def _rows_of(self, ids: Ids) -> Ids:
         """The row of every id, negative ones share; those that were missing are to be written."""

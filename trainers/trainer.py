@@ -318,7 +318,9 @@ class Trainer:
             table.settle(min(published, self._durable.tables[name]))
 
     def _rows_table(self, ids: Ids, rows: NDArray[np.float32]) -> pa.Table:
-        return pa.table({"id": ids, "row": matrix_column(rows.astype(self._config.wire))})
+        return pa.table(
+            {"id": ids, "row": matrix_column(rows.astype(self._config.wire, copy=False))}
+        )
 
     def _optimizer_state(self) -> dict[str, NDArray[Any]]:
         return {

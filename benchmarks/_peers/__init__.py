@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 ABSENT = 3  # the exit code of a peer whose library is not installed
 _ROOT = Path(__file__).parents[2]
@@ -33,3 +34,8 @@ def ask(name: str, batch: int, seconds: float, threads: int = 2) -> dict[str, fl
         raise RuntimeError(f"peer {name} at batch {batch} exits with {done.returncode}: {end}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """How many times theirs ours is, round by round: only what ran side by side compares."""
+    return median(own / other for own, other in zip(ours, theirs, strict=True))
