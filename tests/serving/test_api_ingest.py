@@ -158,7 +158,14 @@ def test_one_event_may_be_packed_too(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson"])
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(like(1))[:-9], b"\x1f\x8b\x08\x00\x00"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"no gzip", id="no gzip"),
+        pytest.param(gzip.compress(like(1))[:-9], id="cut off"),
+        pytest.param(b"\x1f\x8b\x08\x00\x00", id="cut off in its header"),
+    ],
+)
 def test_what_cannot_be_unpacked_is_refused(stage: Stage, body: bytes, content_type: str) -> None:
     response = stage.post(body, Content_Encoding="gzip", Content_Type=content_type)
     assert response.status_code == 400
