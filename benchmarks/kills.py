@@ -137,16 +137,35 @@ def copy_of(template: Home, path: Path) -> Home:
     return Home(Path(shutil.copytree(template.path, path)))
 
 
-def undisturbed_life(template: Home, path: Path) -> tuple[Home, float]:
+def live(home: Home, seconds: float | None = None) -> bool:
+    """Trains in a process of its own; whether it came to the end before it was killed."""
+    process = PROCESSES.Process(target=train_to_the_end, args=(home.path, RECIPE))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"the trainer in {home.path} ended with exit code {process.exitcode}")
+    return process.exitcode == 0
+
+
+Live = Callable[[Home, float | None], bool]  # as `live`
+
+
+def undisturbed_life(template: Home, path: Path, live: Live = live) -> tuple[Home, float]:
     """A home whose trainer came to the end, and how many seconds that took."""
-    live(copy_of(template, path.with_name(f"{path.name}-before")))  # whatever is slow only once
+    before = copy_of(template, path.with_name(f"{path.name}-before"))
+    live(before, None)  # whatever is slow only once
     home = copy_of(template, path)
     begun = time.perf_counter()
-    live(home)
+    live(home, None)
     return home, time.perf_counter() - begun
 
 
-def rounds(template: Home, folder: Path, kills: int, longest_s: float) -> Iterator[Round]:
+def rounds(
+    template: Home, folder: Path, kills: int, longest_s: float, live: Live = live
+) -> Iterator[Round]:
     """Rounds with so many kills in all, each at most `longest_s` after the start."""
     moments = np.random.default_rng(7)
     left = kills
@@ -166,19 +185,6 @@ def rounds(template: Home, folder: Path, kills: int, longest_s: float) -> Iterat
         left -= killed
         if left == 0:
             return
-
-
-def live(home: Home, seconds: float | None = None) -> bool:
-    """Trains in a process of its own; whether it came to the end before it was killed."""
-    process = PROCESSES.Process(target=train_to_the_end, args=(home.path, RECIPE))
-    process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-    if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"the trainer in {home.path} ended with exit code {process.exitcode}")
-    return process.exitcode == 0
 
 
 def train_to_the_end(path: Path, recipe: Recipe) -> None:

@@ -17,14 +17,14 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from benchmarks._samples import micro_batch
 from streaming.artefact import Artefact
 from streaming.log import SAMPLES, Append
 from streaming.loop import Loop, LoopConfig
 from streaming.memory_log import MemoryLog
-from streaming.samples import SAMPLE_SCHEMA, encode_samples
+from streaming.samples import encode_samples
 from trainers.frequency import FrequencyConfig
 from trainers.negatives import NegativesConfig
 from trainers.trainer import Clocks, Trainer, TrainerConfig
@@ -32,9 +32,7 @@ from trainers.versions import Version
 
 ROWS = 1_000_000
 ITEMS = 20_000  # that can be recommended; histories have more
-AT = SAMPLE_SCHEMA.field("at").type
 BATCH = 1_024
-HISTORY = 20
 ROUNDS = 3
 TURN_S = 30.0
 CUT_EVERY_S = LoopConfig().cut_every_s
@@ -132,7 +130,8 @@ def _learn(log: MemoryLog, loop: Loop[Timed], seconds: float) -> float:
     """Samples learnt a second."""
     steps, begun = 0, perf_counter()
     while perf_counter() - begun < seconds:
-        log.append([_micro_batch(loop.step.steps)])
+        batch = micro_batch(loop.step.steps, BATCH, ROWS, ITEMS, ROWS)
+        log.append([encode_samples(batch)])
         loop.turn()
         steps += 1
     return steps * BATCH / (perf_counter() - begun)
@@ -152,30 +151,6 @@ def _recovery(
     figures = {"recovery_s": median(seconds), "cuts_bytes": _size(cuts)}
     report(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()))
     return figures
-
-
-def _micro_batch(number: int) -> Append:
-    rng = np.random.default_rng(number)
-    items = rng.zipf(1.1, (BATCH, HISTORY + 1)) % ROWS
-    history = pa.FixedSizeListArray.from_arrays(pa.array(items[:, 1:].ravel()), HISTORY)
-    columns = {
-        "user_id": rng.integers(ROWS, size=BATCH),
-        "item_id": items[:, 0] % ITEMS,
-        "at": pa.array(np.full(BATCH, 1_700_000_000_000_000 + number)).cast(AT),
-        "kind": pa.array(["click"] * BATCH),
-        "history": history.cast(SAMPLE_SCHEMA.field("history").type),
-        "history_rewards": pa.array(
-            np.ones((BATCH, HISTORY), np.float32).tolist(),
-            SAMPLE_SCHEMA.field("history_rewards").type,
-        ),
-        "reward": np.ones(BATCH, np.float32),
-        "logged_us": np.full(BATCH, 1_700_000_000_000_000 + number),
-    }
-    arrays = [
-        pa.array(columns[f.name]) if f.name in columns else pa.nulls(BATCH, f.type)
-        for f in SAMPLE_SCHEMA
-    ]
-    return encode_samples(pa.RecordBatch.from_arrays(arrays, schema=SAMPLE_SCHEMA))
 
 
 def _without_versions(outputs: Sequence[Version | Append]) -> list[Append]:

@@ -77,6 +77,12 @@ class Users:
     history: Jagged
     rewards: NDArray[np.float32]
 
+    def take(self, rows: Ids) -> Users:
+        """The users with these numbers."""
+        numbered = Jagged(np.arange(len(self.rewards)), self.history.offsets).take(rows)
+        history = Jagged(self.history.values[numbered.values], numbered.offsets)
+        return Users(self.ids[rows], history, self.rewards[numbered.values])
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:

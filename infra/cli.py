@@ -19,6 +19,7 @@ from infra import (
     topics_command,
     visitors_command,
 )
+from infra.home import Learning
 from infra.log_option import HomeOption, LogOption
 from streaming.errors import HeadraceError
 
@@ -59,16 +60,30 @@ def run(  # noqa: PLR0913 - the options of a command line
             show_default="the recipe's, 127.0.0.1",
         ),
     ] = None,
+    learning: Annotated[
+        Learning | None,
+        typer.Option(
+            help="From the stream at once, or by `headrace daily` from the archive.",
+            show_default="the recipe's, realtime",
+        ),
+    ] = None,
     home: HomeOption = None,
     log: LogOption = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget everything learnt and start over.")
+        bool, typer.Option("--fresh", help="Forget everything, the archive too, and start over.")
     ] = False,
     until_learnt: Annotated[
-        bool, typer.Option("--until-learnt", help="Stop when the whole source has been learnt.")
+        bool,
+        typer.Option(
+            "--until-learnt", help="In realtime: stop when all of the source has been learnt."
+        ),
     ] = False,
 ) -> None:
-    """Start the whole system; go on from where it stopped. Ctrl-C stops it cleanly."""
+    """Start the whole system; go on from where it stopped. Ctrl-C stops it cleanly.
+
+    **To learn by day**: `headrace run my-recipe.toml --learning daily` has no trainer; versions
+    come from `headrace daily my-recipe.toml`, beside it, every night.
+    """
     from infra.home import Home
     from infra.recipe import load_recipe
     from infra.run import run as run_system
@@ -76,6 +91,8 @@ def run(  # noqa: PLR0913 - the options of a command line
     loaded = load_recipe(recipe)
     if host is not None:
         loaded = replace(loaded, serving=replace(loaded.serving, host=host))
+    if learning is not None:
+        loaded = replace(loaded, learning=learning)
     run_system(
         loaded,
         Home(home or Path(".headrace"), log or loaded.log),
@@ -91,7 +108,10 @@ def status(
     log: LogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Tell where every step stands: positions, lag, version, watermark, freshness."""
+    """Tell where every step stands: positions, lag, version, watermark, freshness.
+
+    In a home that learns by day: what `headrace daily` has learnt so far.
+    """
     from contextlib import closing
 
     from infra.home import Home

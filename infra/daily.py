@@ -170,10 +170,10 @@ class DailyTraining:
             state, positions = self._cuts.newest()
             trainer = Trainer(self._trainer_config, self._lineage, state)
         except ArtefactError as error:
-            raise ArtefactError(
-                f"{error}; for daily learning, which needs the archive that --fresh would remove,"
-                f" to start over is to delete {self._cuts.path}"
-            ) from error
+            # The sentence is the realtime trainer's: --fresh would remove the archive as well.
+            over = f"delete {self._cuts.path} to learn all that is archived again"
+            sentence = str(error).replace("start over with `headrace run --fresh`", over)
+            raise ArtefactError(sentence) from error
         if state is not None:
             self._go_on(state)
         return trainer, positions

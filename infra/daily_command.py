@@ -45,11 +45,10 @@ def daily(  # noqa: PLR0913 - the options of a command
 
     **For example**, every night: `headrace daily my-recipe.toml`
 
-    **What serves what**: daily learning has a model of its own, which it keeps in
-    HEADRACE_HOME/cuts/daily; it neither reads nor changes what `headrace run` has learnt. Both
-    publish under the recipe's model, and the newest version is the one that is served. So a home
-    learns one way or the other: `daily` does not start while a `headrace run` is at work in the
-    home. To start daily learning over, delete HEADRACE_HOME/cuts/daily.
+    **What serves it**: `headrace run --learning daily`, which takes events in, archives them and
+    answers, and takes each version without a restart. A `headrace run` that learns in realtime is
+    a trainer too, and a home has one at a time. Daily learning has a model of its own, in
+    HEADRACE_HOME/cuts/daily; to start it over, delete that.
     """
     from infra.daily_days import Choice
     from infra.daily_run import learn_days

@@ -89,7 +89,8 @@ def waiting_rows(
         if days[0] <= day <= days[-1]:
             raise ArtefactError(
                 f"{samples.path} has lost samples of {day}: {record.topic}/{record.partition} at"
-                f" {record.offset} is in the log and in no file; start the system once, which"
-                " completes what a kill cut short, else see what `headrace archive verify` says"
+                f" {record.offset} is in the log and in no file: let the system run for a while,"
+                " which completes what a kill cut short, else see what `headrace archive verify`"
+                " says"
             )
     return rows

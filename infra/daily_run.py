@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -17,7 +16,6 @@ from infra.home import Home
 from infra.recipe import Recipe
 from infra.signals import stopped_by_signals
 from streaming.archive_records import ArchivedSamples
-from streaming.errors import ConfigError
 from streaming.log import Log
 
 
@@ -35,12 +33,13 @@ def learn_days(
         HeadraceError: it cannot start, or cannot go on.
     """
     archive = open_archive(home)
-    with _alone_in(home):
+    with home.locked_for_training("headrace daily"):
         samples = ArchivedSamples(archive)
         now_us = time.time_ns() // 1000
         days = closed_days(samples, choice, now_us, recipe.archive.closed_after_h)
         training = DailyTraining(recipe, home, log, publish_every_s)
-        rows = waiting_rows(samples, log, days, training.positions)
+        with archive.locked("write"):  # the files of one write are there all or none
+            rows = waiting_rows(samples, log, days, training.positions)
         if training.begun in days:  # perhaps all of it is learnt, and only its version is not out
             rows = {day: rows.get(day, 0) for day in days if day in {*rows, training.begun}}
         stopping = threading.Event()
@@ -79,18 +78,3 @@ def _learn(
         reporter.say(f"Version {training.version.name} is published.")
     if training.begun is not None:
         reporter.say(f"Stopped in {training.begun}; the same command goes on from here.")
-
-
-@contextmanager
-def _alone_in(home: Home) -> Iterator[None]:
-    """Keeps `headrace run`, and another `headrace daily`, out of the home.
-
-    Raises:
-        ConfigError: one of them is at work in it.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(home.locked())
-        except ConfigError as error:
-            raise ConfigError(f"a home learns live or by day, not both at once: {error}") from None
-        yield

@@ -6,14 +6,19 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Literal
 
 from streaming.errors import ConfigError
 
-_OWNED = (
+# From the stream by an actor of `headrace run`, or from the archive by `headrace daily`.
+Learning = Literal["realtime", "daily"]
+
+# What `clear` removes: not the locks, for one that is removed no longer keeps anybody out.
+_STATE = (
     *("log.db", "log.db-wal", "log.db-shm"),
-    *("cuts", "versions", "features", "archive", "logs", "lock"),
+    *("cuts", "versions", "features", "archive", "logs", "learning"),
 )
 
 
@@ -76,32 +81,68 @@ class Home:
                 " that may be written to"
             ) from None
 
-    def clear(self) -> None:
-        """Removes the state, and nothing that is not Headrace's."""
-        for name in _OWNED:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif name != "lock":
-                path.unlink(missing_ok=True)
+    @property
+    def learning(self) -> Learning:
+        """How the last `headrace run` here was to learn."""
+        try:
+            return "daily" if (self.path / "learning").read_text() == "daily" else "realtime"
+        except FileNotFoundError:
+            return "realtime"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def note_learning(self, learning: Learning) -> None:
+        """Says it to commands that know no recipe, such as `headrace status`."""
+        (self.path / "learning").write_text(learning)
+
+    def clear(self) -> None:
+        """Removes the state, and nothing that is not Headrace's.
+
+        Raises:
+            ConfigError: a trainer is at work on it.
+        """
+        with self.locked_for_training("headrace run"):
+            for name in _STATE:
+                path = self.path / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def locked(self) -> AbstractContextManager[None]:
         """Keeps a second run out for as long as the block lasts; the kernel lets go for the dead.
 
         Raises:
             ConfigError: another process runs in this home.
         """
-        with (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise ConfigError(
-                    f"another headrace (process {lock.read().strip()}) runs in {self.path}: stop"
-                    " it, or set HEADRACE_HOME to another directory"
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            yield
+        return _locked(
+            self.path / "lock",
+            "headrace run",
+            f"runs in {self.path}: stop it, or set HEADRACE_HOME to another directory",
+        )
+
+    def locked_for_training(self, command: str) -> AbstractContextManager[None]:
+        """Keeps a second trainer out, as `locked` does a run; `command` is what this one is.
+
+        Raises:
+            ConfigError: another process learns in this home.
+        """
+        return _locked(
+            self.path / "trainer.lock",
+            command,
+            f"learns in {self.path}, and a home has one trainer at a time: stop it, or wait for its"
+            " end; beside `headrace daily` only `headrace run --learning daily` can work",
+        )
+
+
+@contextmanager
+def _locked(path: Path, command: str, refusal: str) -> Iterator[None]:
+    """Holds a lock file, which tells others who has it; `refusal` goes on after that."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(f"{lock.read() or 'another headrace'} {refusal}") from None
+        lock.truncate(0)
+        lock.write(f"{command} (process {os.getpid()})")
+        lock.flush()
+        yield

@@ -37,7 +37,7 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         self._say(f"Headrace keeps its state in {self._home}")
-        self._say("Starting the log, the server and three Ray actors (some seconds) ...")
+        self._say("Starting the log, the server and the Ray actors (some seconds) ...")
         if self._console.is_terminal:
             self._bar.start()
         return self
@@ -55,6 +55,8 @@ class Reporter:
         if status["ready"] and not self._ready:
             self._ready = True
             self._say(f"[bold green]Answering[/] at {self._url} - open it and rate a movie.")
+            if status["served_version"] is None:
+                self._say("What is popular is the answer until `headrace daily` has learnt a day.")
         replay = status["replay"]
         if not self._ready or self._finished or replay is None:
             return
@@ -66,13 +68,21 @@ class Reporter:
         if status["caught_up"]:
             self._finished = True
             self._bar.update(self._task, visible=False)
-            seconds = time.monotonic() - self._begun
-            learnt_all = f"All {replay['total']:,} events are learnt after {seconds:.0f} s"
-            self._say(f"{learnt_all}: {_figures(status)}")
-            self._say(f"From here on events change the answers at {self._url} - Ctrl-C stops.")
+            self._say_caught_up(status)
         elif not self._console.is_terminal and time.monotonic() > self._line_due:
             self._line_due = time.monotonic() + _LINE_EVERY_S
             self._say(f"replay {replay['done']:,}/{replay['total']:,}  {figures}")
+
+    def _say_caught_up(self, status: dict[str, Any]) -> None:
+        seconds = time.monotonic() - self._begun
+        daily = status["learning"] == "daily"
+        done = "in the archive" if daily else "learnt"
+        all_done = f"All {status['replay']['total']:,} events are {done} after {seconds:.0f} s"
+        self._say(f"{all_done}: {_figures(status)}")
+        if daily:
+            self._say("`headrace daily` learns them, in another terminal - Ctrl-C stops.")
+        else:
+            self._say(f"From here on events change the answers at {self._url} - Ctrl-C stops.")
 
     def stopping(self) -> None:
         self._bar.stop()

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
+from infra.home import Learning
 from infra.recipe_file import RECIPES, read_recipe
 from serving.api import ApiConfig
 from streaming.archive import ArchiveConfig
+from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.joiner import JoinerConfig
 from streaming.loop import LoopConfig
 from streaming.settings import fill
 from streaming.sources.registry import find_source
 from streaming.sources.replay import ReplayConfig
+from trainers.group import GroupConfig
 from trainers.trainer import TrainerConfig
 
 __all__ = ["NO_SOURCE", "RECIPES", "Recipe", "load_recipe"]
@@ -23,9 +26,14 @@ NO_SOURCE = "none"  # live events only
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that `headrace run` needs to know beside where its home is."""
+    """Everything that `headrace run` needs to know beside where its home is.
+
+    Raises:
+        ConfigError: it is to learn from an archive that is not kept.
+    """
 
     source: str = "ml-latest-small"  # a name in streaming.sources.registry, or NO_SOURCE
+    learning: Learning = "realtime"
     log: str | None = None  # the URL of a log in Kafka; else the embedded one in the home
     data: str = ""  # the directory with data that is not shipped; else that of HEADRACE_DATA
     events: EventRules = field(default_factory=EventRules)
@@ -33,6 +41,7 @@ class Recipe:
     joiner: JoinerConfig = field(default_factory=JoinerConfig)
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    group: GroupConfig = field(default_factory=GroupConfig)
     serving: ApiConfig = field(default_factory=ApiConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -40,6 +49,13 @@ class Recipe:
     # Few records a turn: a version goes out between turns, and a step takes its time. Its state
     # is large, so cuts are written in the background.
     trainer_loop: LoopConfig = field(default_factory=lambda: LoopConfig(limit=2, background=True))
+
+    def __post_init__(self) -> None:
+        if self.learning == "daily" and not self.archive.enabled:
+            raise ConfigError(
+                'learning = "daily" learns from the archive, and [archive] enabled = false keeps'
+                ' none: set it to true, or learning to "realtime"'
+            )
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import uvicorn
 
 from features.catalog import Catalog
 from features.store import FeastStore
-from infra.home import Home
+from infra.home import Home, Learning
 from infra.progress import Reporter
 from infra.recipe import NO_SOURCE, Recipe
 from infra.signals import stopped_by_signals
-from infra.status import progress, status
+from infra.status import newest_version, progress, status
 from infra.wiring import archiver
 from infra.workers import Workers, log_to_file
 from serving.api import Service, create_app
@@ -29,8 +29,9 @@ from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
 from serving.times import time_text
+from streaming.archiver import Archiver
 from streaming.errors import ConfigError, HeadraceError, LogError
-from streaming.log import EVENTS, TOPICS, Log
+from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, Log
 from streaming.loop import Loop
 from streaming.open_log import open_log
 from streaming.sources.registry import open_source
@@ -38,7 +39,10 @@ from streaming.sources.replay import Replay
 from trainers.versions import VersionInfo, VersionStore
 
 logger = logging.getLogger(__name__)
-ROLES = ("joiner", "aggregator", "trainer")
+ROLES: Mapping[Learning, Sequence[str]] = {
+    "realtime": ("joiner", "aggregator", "trainer"),
+    "daily": ("joiner", "aggregator"),  # versions come from `headrace daily`
+}
 SETTLED_S = 1.0
 
 
@@ -55,12 +59,14 @@ class System:
         self.stopping = threading.Event()
         self.failure: str | None = None
         self.metrics = ServingMetrics()
-        self.log: Log = _open(home)
+        self.log: Log = _open(home, recipe.group.ranks)
         self.replica = Replica()
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self._settled: tuple[object, float] = (None, 0.0)
-        self.workers = Workers(ROLES, recipe, home, self.fail)
+        self._archiver: Archiver | None = None
+        home.note_learning(recipe.learning)
+        self.workers = Workers(ROLES[recipe.learning], recipe, home, self.fail)
 
     @property
     def url(self) -> str:
@@ -106,13 +112,25 @@ class System:
             yield
 
     def not_ready(self) -> str | None:
-        """Why requests cannot be answered from a model yet; None if they can."""
-        if self.replica.info is None:
+        """Why requests cannot be answered from a model yet; None if they can.
+
+        By day the first version comes after the first day, which needs events: until then what is
+        popular is the answer.
+        """
+        if self.replica.info is not None:
+            return None
+        if self._recipe.learning == "realtime":
             return "no model version has been published yet; the trainer is starting"
-        return None
+        newest = newest_version(self.log)
+        if newest is None:
+            return None
+        return f"{newest['name']} is not loaded; if it cannot be, {self._home.log_file('run')} says"
 
     def status(self) -> dict[str, Any]:
-        """What `/v1/status` answers; `caught_up`: all of the source is learnt and served."""
+        """What `/v1/status` answers.
+
+        `caught_up`: all of the source is learnt and served; or by day, is in the archive.
+        """
         replay = None if self.replay is None else self.replay.progress
         info = self.replica.info
         found = status(self.log, self._home)
@@ -120,7 +138,7 @@ class System:
             **found,
             "ready": self.not_ready() is None,
             "caught_up": (replay is None or replay.done >= replay.total)
-            and self._all_is_served(found, info),
+            and self._is_settled(found, info),
             "replay": None
             if replay is None
             else {
@@ -134,12 +152,15 @@ class System:
             "restarts": self.workers.restarts,
         }
 
-    def _all_is_served(self, found: dict[str, Any], info: VersionInfo | None) -> bool:
-        """Whether nothing waits, and what is served has learnt everything."""
-        newest = found["newest_version"]
+    def _is_settled(self, found: dict[str, Any], info: VersionInfo | None) -> bool:
+        """Whether nothing waits, and what is served is the newest that can be."""
         now = time.monotonic()
-        waiting = any(found["lag"].values())
-        if waiting or info is None or newest is None or info.name != newest["name"]:
+        served = None if info is None else info.name
+        waiting = any(found["lag"].values()) or served != found["version"]
+        if self._recipe.learning == "daily":
+            # Of what the archiver has read, rows wait until a file is worth it.
+            return not waiting and self._archiver is not None and self._archiver.writer.rows == 0
+        if waiting or info is None:
             self._settled = (None, now)
             return False
         if self._home.log_is_embedded:  # there a step is an offset
@@ -160,9 +181,9 @@ class System:
         return Replay(self.log, source, self._waiting, self._recipe.replay)
 
     def _waiting(self) -> int:
-        """Records on the way: in front of the feature store, or of the trainer."""
-        lag = progress(self.log).lag
-        return max(lag["aggregator"], lag["joiner"] + lag["trainer"])
+        """Records on the way: in front of the feature store, or of a trainer of this run."""
+        lag = progress(self.log, self._recipe.learning).lag
+        return max(lag["aggregator"], lag["joiner"] + lag.get("trainer", 0))
 
     def _run_replay(self, stopping: threading.Event) -> None:
         if self.replay is not None:
@@ -178,7 +199,8 @@ class System:
             done = now
 
     def _run_archive(self, stopping: threading.Event) -> None:
-        archiver(self._recipe, self._home, self.log).run(stopping)
+        self._archiver = archiver(self._recipe, self._home, self.log)
+        self._archiver.run(stopping)
 
     def _make_catalog_loop(self) -> Loop[Catalog]:
         return Loop(
@@ -262,13 +284,22 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
     Raises:
         HeadraceError: it cannot start, or cannot go on.
     """
+    realtime = recipe.learning == "realtime"
+    if until_learnt and not realtime:
+        raise ConfigError(
+            '--until-learnt needs learning = "realtime": by day it is `headrace daily` that learns,'
+            " beside this command; leave the option out, or set learning"
+        )
     home.make()
-    with home.locked():
+    with ExitStack() as locks:
+        locks.enter_context(home.locked())
         _check_port(recipe.serving.host, port)
         if fresh:
             _refuse_fresh_on_a_shared_log(home)
             home.clear()
             home.make()
+        if realtime:
+            locks.enter_context(home.locked_for_training("headrace run"))
         log_to_file(home.log_file("run"))
         system = System(recipe, home, port)
         with stopped_by_signals(system.stopping), Reporter(system.url, home.path) as reporter:
@@ -285,19 +316,26 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
             raise HeadraceError(system.failure)
 
 
-def _open(home: Home) -> Log:
-    """The log, with all of its topics.
+def _open(home: Home, ranks: int) -> Log:
+    """The log, with all of its topics; a new one with a partition for each rank of the trainer.
 
     Raises:
         LogError: it cannot be opened, or a topic is missing.
     """
-    log = open_log(home.log_url)
-    there = {place.topic for place in log.ends(TOPICS)}
+    log = open_log(home.log_url, partitions={EVENTS: ranks, SAMPLES: ranks})
+    places = log.positions(NOBODY, TOPICS)
+    there = {place.topic for place in places}
     if missing := [topic for topic in TOPICS if topic not in there]:
         log.close()
         raise LogError(
             f"the log has no topic {', '.join(missing)}: `headrace topics` shows the plan, and"
             " `headrace topics --apply` makes them"
+        )
+    partitions = sum(place.topic == SAMPLES for place in places)
+    if partitions < ranks:
+        logger.warning(
+            "the log has %d partitions of samples, so %d of the trainer's %d ranks read nothing",
+            *(partitions, ranks - partitions, ranks),
         )
     return log
 

@@ -13,18 +13,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.home import Home
+from infra.home import Home, Learning
 from serving.times import time_text
 from streaming.cuts import CutDirectory
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
 from trainers.versions import read_announcement
 
-# Which topics each consumer group reads.
-GROUPS: Mapping[str, str] = {
-    "joiner": EVENTS,
-    "aggregator": EVENTS,
-    "catalog": EVENTS,
-    "trainer": SAMPLES,
+# Which topics each consumer group reads. By day one learns what is archived, so there it is the
+# archive that something may wait for.
+_ALWAYS = {"joiner": (EVENTS,), "aggregator": (EVENTS,), "catalog": (EVENTS,)}
+GROUPS: Mapping[Learning, Mapping[str, tuple[str, ...]]] = {
+    "realtime": {**_ALWAYS, "trainer": (SAMPLES,)},
+    "daily": {**_ALWAYS, "archive": (EVENTS, SAMPLES)},
 }
 
 
@@ -37,15 +37,21 @@ class Progress:
     lag: dict[str, int]
 
 
-def progress(log: Log) -> Progress:
+def progress(log: Log, learning: Learning) -> Progress:
     """Reads where every group stands, in records."""
+    groups = GROUPS[learning]
     # Positions first: what is appended in between makes a lag too large, never negative.
-    positions = {g: sum(log.positions(g, [topic]).values()) for g, topic in GROUPS.items()}
+    positions = {
+        group: sum(log.positions(group, topics).values()) for group, topics in groups.items()
+    }
     ends = dict.fromkeys(TOPICS, 0)
     for place, end in log.ends(TOPICS).items():
         ends[place.topic] += end
     # What fell out of retention is not waiting for anybody.
-    lag = {group: max(0, ends[topic] - positions[group]) for group, topic in GROUPS.items()}
+    lag = {
+        group: max(0, sum(ends[topic] for topic in topics) - positions[group])
+        for group, topics in groups.items()
+    }
     return Progress(ends, positions, lag)
 
 
@@ -71,12 +77,29 @@ def joiner_counts(cuts: Path) -> dict[str, int]:
     return dict(total)
 
 
+def daily_counts(cuts: Path) -> dict[str, Any] | None:
+    """What `headrace daily` has learnt, as of its newest cut; None if it has learnt nothing.
+
+    `begun` is the day that is not learnt to its end.
+    """
+    meta = CutDirectory(cuts).newest_meta()
+    if meta is None:
+        return None
+    return {
+        "steps": meta["steps"],
+        "samples": meta["samples"],
+        "begun": meta["daily"]["begun"],
+        "watermark": time_text(meta["watermark_us"]),
+    }
+
+
 def status(log: Log, home: Home) -> dict[str, Any]:
     """What `headrace status` shows and `/v1/status` answers, in plain values.
 
-    What the joiner counted is that of its newest cut, some seconds ago.
+    What the joiner and `headrace daily` counted is that of their newest cuts, some seconds ago.
     """
-    where = progress(log)
+    learning = home.learning
+    where = progress(log, learning)
     version = newest_version(log)
     shown = None
     if version is not None:
@@ -90,10 +113,12 @@ def status(log: Log, home: Home) -> dict[str, Any]:
             "freshness_s": None if learnt is None else (version["published_us"] - learnt) / 1e6,
         }
     return {
+        "learning": learning,
         "records": where.ends,
         "positions": where.positions,
         "lag": where.lag,
         "joiner": joiner_counts(home.cuts("joiner")),
+        "daily": daily_counts(home.cuts("daily")),
         "version": None if shown is None else shown["name"],
         "newest_version": shown,
         "watermark": None if version is None else time_text(version["watermark_us"]),
@@ -104,14 +129,15 @@ def status(log: Log, home: Home) -> dict[str, Any]:
 def show_status(found: dict[str, Any], console: Console) -> None:
     """Prints a status for people."""
     table = Table("group", "reads", "position", "lag", title="Where every step stands")
-    for group, topic in GROUPS.items():
-        table.add_row(
-            group, topic, f"{found['positions'][group]:,}", f"{found['lag'][group]:,} records"
-        )
+    for group, topics in GROUPS[found["learning"]].items():
+        position, lag = found["positions"][group], found["lag"][group]
+        table.add_row(group, ", ".join(topics), f"{position:,}", f"{lag:,} records")
     console.print(table)
     if found["joiner"].get("opened"):
         console.print(f"impressions   {_counted(found['joiner'])}", highlight=False)
     console.print(f"dead letters  {found['dead_letters']:,} waiting", highlight=False)
+    if found["daily"] is not None:
+        console.print(f"daily         {_learnt_by_day(found['daily'])}", highlight=False)
     version = found["newest_version"]
     if version is None:
         console.print("version       none yet")
@@ -131,3 +157,11 @@ def show_status(found: dict[str, Any], console: Console) -> None:
 def _counted(joiner: Mapping[str, int]) -> str:
     told = ("opened", "open", "positives", "negatives", "late", "repeated", "unmatched")
     return ", ".join(f"{joiner[name]:,} {name}" for name in told)
+
+
+def _learnt_by_day(daily: Mapping[str, Any]) -> str:
+    begun = "" if daily["begun"] is None else f"; {daily['begun']} is begun"
+    return (
+        f"{daily['samples']:,} samples learnt in {daily['steps']:,} steps, the newest of"
+        f" {daily['watermark'] or 'no time'}{begun}"
+    )

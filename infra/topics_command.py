@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 _UNREPORTED = "not reported by the broker"
 
 
-def topics(
+def topics(  # noqa: PLR0913 - one option each
     log: LogOption = None,
     partitions: Annotated[
         int, typer.Option(min=1, max=1024, help="Partitions of `events`: what joiners can share.")
     ] = 4,
+    samples_partitions: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Partitions of `samples`: what ranks of a trainer can share; at most those of"
+            " `events`, best a divisor of them.",
+        ),
+    ] = 1,
     replication: Annotated[
         int, typer.Option(min=1, max=9, help="Copies of every record; 3 for a cluster of 3.")
     ] = 1,
@@ -47,7 +56,7 @@ def topics(
             "headrace topics needs --log kafka://host:port (or HEADRACE_LOG): the embedded log"
             " makes its topics itself"
         )
-    config = TopicsConfig(partitions, replication, events_retention_days)
+    config = TopicsConfig(partitions, samples_partitions, replication, events_retention_days)
     with closing(Topics(log, config)) as found:
         plan = found.plan()
         if apply:
@@ -64,7 +73,9 @@ def show_plan(plan: list[TopicPlan], console: Console) -> None:
     table = Table("topic", "plan", "partitions", "setting", "value", title="Topics in Kafka")
     for one in plan:
         table.add_section()
-        count = str(one.partitions) if one.have in (None, one.partitions) else f"{one.have}"
+        count = f"{one.partitions if one.have is None else one.have}"
+        if one.grows:
+            count += f" (would be {one.partitions})"
         first = (one.topic, one.action, count)
         for row, (name, value) in enumerate(one.settings.items()):
             shown = value
@@ -76,5 +87,5 @@ def show_plan(plan: list[TopicPlan], console: Console) -> None:
     console.print(table)
     for one in plan:
         console.print(f"{one.topic}: {one.problem or one.why}", highlight=False, soft_wrap=True)
-    if any(one.have is None or one.changes for one in plan):
+    if any(one.have is None or one.changes or one.grows for one in plan):
         console.print("`--apply` does it.", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.home import Home
 from infra.recipe import Recipe
@@ -15,6 +15,10 @@ from streaming.log import EVENTS, SAMPLES, Log, TopicPartition
 from streaming.loop import Loop
 from streaming.shares import Shares, SharesConfig
 
+if TYPE_CHECKING:
+    from trainers.exchange import Exchange
+    from trainers.group import Led, Member
+
 # Each builder imports what only its own process needs: importing Feast takes seconds.
 
 
@@ -22,6 +26,7 @@ def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
     """`events` -> `samples` and `dead-letters`; joiners share the partitions of `events`."""
     from features.behaviour import Behaviour
     from streaming.joiner import Joiner
+    from streaming.samples import samples_partition
 
     def of_partition(place: TopicPartition) -> Loop[Any]:
         return Loop(
@@ -34,6 +39,7 @@ def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
                 Behaviour(recipe.behaviour, state),
                 state,
                 place.partition,
+                samples_partition(log, place.partition),
             ),
             home.cuts(f"joiner/{place.partition}"),
             only=[place],
@@ -66,14 +72,10 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
 
 def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     """`samples` -> versions."""
-    import torch
-
     from trainers.trainer import Trainer
     from trainers.versions import VersionStore, new_lineage
 
-    # One thread: the other processes need the other cores, and the bits of a result must not
-    # depend on how many there are.
-    torch.set_num_threads(1)
+    _use_one_thread()
     lineage = new_lineage()
     store = VersionStore(home.versions)
     return Loop(
@@ -85,6 +87,42 @@ def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
         execute=store.execute,
         config=recipe.trainer_loop,
     )
+
+
+def trainer_rank(recipe: Recipe, home: Home, log: Log, exchange: Exchange) -> Led | Member:
+    """One of the ranks that together do what `trainer_loop` does."""
+    from trainers.group import Leader, Led, Member
+    from trainers.peers import Ranks
+    from trainers.trainer import Trainer
+    from trainers.versions import VersionStore
+
+    _use_one_thread()
+    cuts, store, peers = home.cuts("trainer"), VersionStore(home.versions), Ranks(exchange)
+
+    def make(lineage: str, state: Artefact | None) -> Trainer:
+        return Trainer(recipe.trainer, lineage, state, peers)
+
+    if exchange.rank > 0:
+        return Member(exchange, log, make, cuts, store)
+    leader = Leader(exchange, log, make, cuts, store, recipe.group)
+    loop = Loop(
+        log,
+        "trainer",
+        [SAMPLES],
+        leader.build,
+        cuts,
+        read=leader.read,
+        execute=store.execute,
+        config=recipe.trainer_loop,
+    )
+    return Led(loop, leader)
+
+
+def _use_one_thread() -> None:
+    """The other processes need the other cores, and bits must not depend on how many there are."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def archive_step(recipe: Recipe, state: Artefact | None = None) -> ArchiveStep:

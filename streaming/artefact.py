@@ -4,6 +4,9 @@ An artefact is `manifest.json` and one Arrow IPC file per shard. It is written a
 is fsynced, and the directory is renamed into place as the last act. The manifest carries the
 checksum of every shard and of itself, so that a missing shard or a flipped byte is found when
 it is read, never when it is used.
+
+Several processes may write one artefact: each its own *part*, which is an artefact itself, and the
+last of them the whole, into which it moves the shards of the parts.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,18 +31,49 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """An artefact that another process is writing, to be moved into a larger one beside it."""
+
+    path: Path
+    writer: str
+    within_s: float
+
+    def wait(self) -> None:
+        """Returns when it is there.
+
+        Raises:
+            ArtefactError: that took too long.
+        """
+        deadline = time.monotonic() + self.within_s
+        while not self.path.exists():
+            if time.monotonic() > deadline:
+                raise ArtefactError(
+                    f"{self.writer} has not written {self.path} within {self.within_s:g} s: see"
+                    " why in its own log, and start again"
+                )
+            time.sleep(0.002)
+
+
+@dataclass(frozen=True, slots=True)
 class Artefact:
-    """Named Arrow tables, and everything else as JSON in `meta`."""
+    """Named Arrow tables, and everything else as JSON in `meta`; `parts` have more tables."""
 
     meta: dict[str, Any]
-    shards: dict[str, pa.Table]
+    shards: Mapping[str, pa.Table]
+    parts: Sequence[Part] = ()
 
 
-def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.Table]) -> int:
+def write_artefact(
+    path: Path,
+    meta: Mapping[str, Any],
+    shards: Mapping[str, pa.Table],
+    parts: Sequence[Part] = (),
+) -> int:
     """Writes an artefact to a path where nothing is yet; returns its size in bytes.
 
     Raises:
-        ArtefactError: there is no space, or no right to write; nothing is left behind.
+        ArtefactError: there is no space, or no right to write, or a part does not come; nothing
+            is left behind.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -48,6 +83,11 @@ def write_artefact(path: Path, meta: Mapping[str, Any], shards: Mapping[str, pa.
         size = 0
         for name, table in shards.items():
             sums[name], written = _write_shard(aside / f"{name}.arrow", table)
+            size += written
+        for part in parts:
+            part.wait()
+            moved, written = _move_shards(part.path, aside)
+            sums |= moved
             size += written
         body = json.dumps({"format": FORMAT, "shards": sums, "meta": meta}, sort_keys=True)
         sealed = json.dumps({"checksum": xxhash.xxh3_128_hexdigest(body.encode()), "body": body})
@@ -155,6 +195,18 @@ def _write_shard(file: Path, table: pa.Table) -> tuple[str, int]:
             writer.write_table(table)
         _make_durable(stream)
     return sink.checksum.hexdigest(), sink.size
+
+
+def _move_shards(part: Path, to: Path) -> tuple[dict[str, str], int]:
+    """Moves the shards of a part; returns their checksums and the size of all files."""
+    sums: dict[str, str] = _open_manifest(part)[0]["shards"]
+    size = 0
+    for name in sums:
+        file = to / f"{name}.arrow"
+        (part / file.name).rename(file)
+        size += file.stat().st_size
+    shutil.rmtree(part)
+    return sums, size
 
 
 def _make_durable(stream: BinaryIO) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -88,7 +88,8 @@ class CutDirectory:
     def newest(self) -> tuple[Artefact | None, dict[TopicPartition, int]]:
         """State and positions of the newest cut whose chain is intact; (None, {}) if none ever was.
 
-        Keyed shards come in the order of their ids.
+        Keyed shards come in the order of their ids. A shard is put together when it is asked for:
+        one that is not takes no memory, as those of a group's other ranks.
 
         Raises:
             ArtefactCorrupt: there are cuts, and none of them can be read.
@@ -125,7 +126,7 @@ class CutDirectory:
         for path in self._all():
             if wholes and path < wholes[-self._kept :][0]:
                 shutil.rmtree(path)
-        for path in self.path.glob(".cut-*"):
+        for path in self.path.glob(".*cut-*"):  # with what was half-written of a part of a cut
             shutil.rmtree(path)
 
     def _write(self, positions: Places, state: Artefact, base: _Link | None) -> _Link:
@@ -136,7 +137,7 @@ class CutDirectory:
         meta: dict[str, Any] = {"positions": places, "state": state.meta}
         if base is not None:
             meta["base"] = {"number": _number(base.path), "seal": base.seal}
-        size = write_artefact(path, meta, state.shards)
+        size = write_artefact(path, meta, state.shards, state.parts)
         return _Link(path, seal(path), None if base is None else base.seal, size)
 
     def _links(self) -> tuple[list[_Link], dict[Path, str]]:
@@ -178,7 +179,7 @@ def _intact(
     link: _Link | None = whole
     while link is not None:
         try:
-            chain.append(read_artefact(link.path))
+            chain.append(read_artefact(link.path, mapped=True))
         except ArtefactCorrupt as error:
             failures[link.path] = str(error)
             break
@@ -188,13 +189,27 @@ def _intact(
 
 def merge(chain: Sequence[Artefact]) -> Artefact:
     """What a whole cut would hold, from one and those that continue it, oldest first."""
-    newest = chain[-1]
-    shards = {
-        name: _merged(name, chain) if _is_keyed(table) else table
-        for name, table in newest.shards.items()
-        if not name.endswith(GONE)
-    }
-    return Artefact(newest.meta, shards)
+    return Artefact(chain[-1].meta, _Merged(chain))
+
+
+class _Merged(Mapping[str, pa.Table]):
+    """The shards of a chain, each put together whenever it is asked for."""
+
+    def __init__(self, chain: Sequence[Artefact]) -> None:
+        self._chain = chain
+        self._names = [name for name in chain[-1].shards if not name.endswith(GONE)]
+
+    def __getitem__(self, name: str) -> pa.Table:
+        if name not in self._names:
+            raise KeyError(name)
+        table = self._chain[-1].shards[name]
+        return _merged(name, self._chain) if _is_keyed(table) else table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _merged(name: str, chain: Sequence[Artefact]) -> pa.Table:

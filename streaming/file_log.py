@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,9 +27,19 @@ LOCK_WAIT_S = 30.0
 
 
 class FileLog:
-    """`Log` on a SQLite file; `partitions` counts for topics that do not exist yet."""
+    """`Log` on a SQLite file.
 
-    def __init__(self, path: Path, *, partitions: int = 1, topics: Sequence[str] = TOPICS) -> None:
+    `partitions` counts for topics that do not exist yet: one number for all of them, or a number
+    by topic, and 1 for a topic that is not named.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        partitions: int | Mapping[str, int] = 1,
+        topics: Sequence[str] = TOPICS,
+    ) -> None:
         self._path = path
         self._wal = path.with_name(f"{path.name}-wal")
         self._local = threading.local()
@@ -40,8 +50,9 @@ class FileLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LogError(f"the log {path} cannot be made: {error.strerror}") from error
+        named = partitions if isinstance(partitions, Mapping) else dict.fromkeys(topics, partitions)
         with self._translated():
-            self._create(topics, partitions)
+            self._create({topic: named.get(topic, 1) for topic in topics})
             rows = self._connection.execute("SELECT name, partitions FROM topics").fetchall()
         self._partitions: dict[str, int] = dict(rows)
 
@@ -97,7 +108,8 @@ class FileLog:
 
     # -- how it is done --------------------------------------------------------------------
 
-    def _create(self, topics: Sequence[str], partitions: int) -> None:
+    def _create(self, topics: Mapping[str, int]) -> None:
+        """Makes those that are not there, each with its number of partitions."""
         with self._exclusive() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER)"
@@ -106,10 +118,7 @@ class FileLog:
                 "CREATE TABLE IF NOT EXISTS positions (consumer TEXT, topic TEXT,"
                 " partition INTEGER, position INTEGER, PRIMARY KEY (consumer, topic, partition))"
             )
-            for topic in topics:
-                connection.execute(
-                    "INSERT OR IGNORE INTO topics VALUES (?, ?)", (topic, partitions)
-                )
+            connection.executemany("INSERT OR IGNORE INTO topics VALUES (?, ?)", topics.items())
             for topic, count in connection.execute("SELECT * FROM topics").fetchall():
                 for partition in range(count):
                     connection.execute(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from streaming.errors import TableFull
 
 _FIRST_BYTES = 1 << 16
+_HUGE_PAGE = 1 << 21
 
 
 class GrowingArray:
@@ -61,7 +62,9 @@ class GrowingArray:
         if rows <= len(self.rows):
             return self.rows
         size = max(rows * self._row_bytes, len(self._pages) * (2 if self._file is None else 5 / 4))
-        size = int(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        # Linux lays memory of whole huge pages where it can use them, also when it moves.
+        page = _HUGE_PAGE if self._file is None and size > _HUGE_PAGE else mmap.PAGESIZE
+        size = int(-(-size // page) * page)
         if self._file is not None:
             self._allocate(self._file, size)
         del self.rows

@@ -6,7 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.growing import GrowingArray
-from streaming.kernels import EMPTY, FULLEST, compiled, get, has_room, put, remove, slots_for
+from streaming.kernels import (
+    EMPTY,
+    FULLEST,
+    compiled,
+    get,
+    has_room,
+    home,
+    internal,
+    put,
+    remove,
+    slots_for,
+)
+from streaming.prefetch import AHEAD, prefetch
 
 _AT_ONCE = 1 << 16  # slots: a smaller map moves into its larger one at once
 _NEARLY_FULL = 0.74  # of the slots are taken: it is time to prepare the larger map
@@ -84,19 +96,29 @@ class IdMap:
         removed = _remove(self._slots, self._old, ids, self._ids.rows, free, self._counts, rows)
         return rows[:removed]
 
+    def move(self, slots: int) -> None:
+        """Moves so many slots of a map that is moving; without new ids nothing else would."""
+        if not self._old.size:
+            return
+        end = min(self._moved + slots, self._old.size // 2)
+        _move_slots(self._old, self._slots, self._moved, end)
+        self._moved = end
+        if end == self._old.size // 2:
+            self._old, self._moved = _NO_SLOTS, 0
+
     def _make_room(self, count: int) -> None:
         more = count - len(self)
         if self._old.size:
-            self._move(more * _MOVES_PER_ID)
+            self.move(more * _MOVES_PER_ID)
         elif count > _NEARLY_FULL * self._slots.size / 2:
             self._prepare(more)
         if has_room(self._slots, count):
             return
-        self._move(self._old.size)  # whatever is left: the next move must not begin before
+        self.move(self._old.size)  # whatever is left: the next move must not begin before
         larger = self._next if has_room(self._next, count) else slots_for(count)
         self._old, self._slots, self._next, self._moved = self._slots, larger, _NO_SLOTS, 0
         if self._old.size <= 2 * _AT_ONCE:
-            self._move(self._old.size)
+            self.move(self._old.size)
 
     def _prepare(self, more: int) -> None:
         """Touches the memory of the larger map before it is used.
@@ -109,12 +131,10 @@ class IdMap:
         self._next[self._touched : end] = 0
         self._touched = end
 
-    def _move(self, slots: int) -> None:
-        end = min(self._moved + slots, self._old.size // 2)
-        _move_slots(self._old, self._slots, self._moved, end)
-        self._moved = end
-        if end == self._old.size // 2:
-            self._old, self._moved = _NO_SLOTS, 0
+
+@internal
+def _prefetch_home(slots: NDArray[np.int64], key: int) -> None:
+    prefetch(slots, 2 * int(np.int64(home(key, np.uint64(slots.size // 2)))))
 
 
 @compiled
@@ -125,9 +145,13 @@ def _find(
     rows: NDArray[np.int64],
 ) -> None:
     for i in range(ids.size):
+        if i + AHEAD < ids.size:
+            _prefetch_home(slots, ids[i + AHEAD])
         rows[i] = get(slots, ids[i])
     if old.size > 0:
         for i in range(ids.size):
+            if i + AHEAD < ids.size and rows[i + AHEAD] == EMPTY:
+                _prefetch_home(old, ids[i + AHEAD])
             if rows[i] == EMPTY:
                 rows[i] = get(old, ids[i])
 

@@ -81,7 +81,7 @@ class JoinerConfig:
 
 
 class Joiner:
-    """The Step from one partition of `events` to `samples`; what it must refuse goes to
+    """The Step from one partition of `events` to one of `samples`; what it must refuse goes to
     `dead-letters`, whole.
     """
 
@@ -92,11 +92,13 @@ class Joiner:
         users: PointInTime,
         state: Artefact | None = None,
         partition: int = 0,
+        samples_partition: int = 0,
     ) -> None:
         self._config = config
         self._rules = rules
         self._users = users
         self._partition = partition
+        self._samples_partition = samples_partition
         self._labels = {name: n for n, name in enumerate(config.impressions.labels)}
         self._schema = sample_schema(self._labels)
         self._intake = Intake(rules, config.remembered_events)
@@ -195,10 +197,10 @@ class Joiner:
         if not batches:
             return []
         rows = pa.concat_batches(batches)
-        key = b"%d" % self._partition
+        key, step = b"%d" % self._partition, self._config.step_size
         return [
-            encode_samples(rows.slice(start, self._config.step_size), key)
-            for start in range(0, rows.num_rows, self._config.step_size)
+            encode_samples(rows.slice(start, step), key, self._samples_partition)
+            for start in range(0, rows.num_rows, step)
         ]
 
     def _rows(self, ordered: Ordered) -> pa.RecordBatch:

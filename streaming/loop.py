@@ -123,10 +123,10 @@ class _Cut:
 class Loop(Generic[S]):
     """Runs the step that `build` makes for a consumer group over some topics.
 
-    `execute` carries out outputs that are not log records and returns those that are. `redo` is
-    given the outputs of records that are replayed silently: their appends are in the log, but
-    effects that only `flush` makes last may have died with the process. `flush` is called before
-    every cut.
+    `read` takes the place of the log's. `execute` carries out outputs that are not log records and
+    returns those that are. `redo` is given the outputs of records that are replayed silently: their
+    appends are in the log, but effects that only `flush` makes last may have died with the process.
+    `flush` is called before every cut.
 
     `reached` is called with the number of every point of the commit order as the loop gets
     there, with 5 and 6 by the thread that does them; tests use it to die on the spot.
@@ -141,6 +141,7 @@ class Loop(Generic[S]):
         cuts: Path,
         *,
         only: Collection[TopicPartition] | None = None,
+        read: Callable[[Positions, int, float], list[Record]] | None = None,
         execute: Executor = append_only,
         redo: Executor = append_only,
         flush: Callable[[], None] = lambda: None,
@@ -149,6 +150,7 @@ class Loop(Generic[S]):
         reached: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._log = log
+        self._read = read or log.read
         self._group = group
         self._topics = topics
         self._only = only
@@ -173,7 +175,7 @@ class Loop(Generic[S]):
 
     def turn(self) -> int:
         """One pass through the commit order; returns how many records it dealt with."""
-        records = self._log.read(self._positions, self._config.limit, self._config.idle_s)
+        records = self._read(self._positions, self._config.limit, self._config.idle_s)
         self.take(records)
         return len(records)
 
@@ -296,7 +298,7 @@ class Loop(Generic[S]):
             self._cuts.save(positions, step.snapshot())
         self._reached(0)
         while behind := {p: at for p, at in positions.items() if at < committed[p]}:
-            records = self._log.read(behind, self._config.limit, REPLAY_WAIT_S)
+            records = self._read(behind, self._config.limit, REPLAY_WAIT_S)
             again = [r for r in records if r.offset < committed[r.place]]
             if not again:
                 raise self._irreplayable(behind)

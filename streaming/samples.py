@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from streaming.arrow_record import encode_batch, read_batch
-from streaming.errors import ArtefactCorrupt
-from streaming.log import SAMPLES, Append, Record
+from streaming.errors import ArtefactCorrupt, LogError
+from streaming.log import NOBODY, SAMPLES, Append, Log, Record
 
 # A row with a `user_id` is a sample: this user, this item, what was known, what came of it.
 # A row without one declares an item: the model learns that it exists and what describes it.
@@ -51,9 +51,26 @@ def sample_schema(labels: Iterable[str]) -> pa.Schema:
     return schema
 
 
-def encode_samples(batch: pa.RecordBatch, key: bytes | None = None) -> Append:
+def samples_partition(log: Log, events_partition: int) -> int:
+    """In which partition of `samples` those of a partition of `events` lie.
+
+    By number and not by hash, for then none stays empty while there are no more of them than
+    partitions of `events`.
+
+    Raises:
+        LogError: the log has no topic `samples`.
+    """
+    count = len(log.positions(NOBODY, [SAMPLES]))  # in Kafka much cheaper than its ends
+    if count == 0:
+        raise LogError(f"the log has no topic {SAMPLES}: `headrace topics --apply` makes it")
+    return events_partition % count
+
+
+def encode_samples(
+    batch: pa.RecordBatch, key: bytes | None = None, partition: int | None = None
+) -> Append:
     """One micro-batch with a `sample_schema` as a record."""
-    return Append(SAMPLES, encode_batch(batch), key)
+    return Append(SAMPLES, encode_batch(batch), key, partition)
 
 
 def decode_samples(record: Record) -> pa.RecordBatch:

@@ -50,7 +50,7 @@ def table_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
 
 def tensors_table(tensors: Mapping[str, Tensor]) -> pa.Table:
     """Dense tensors as one table."""
-    return arrays_table({name: tensor.detach().numpy() for name, tensor in tensors.items()})
+    return arrays_table({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def table_tensors(table: pa.Table) -> dict[str, Tensor]:

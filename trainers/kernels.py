@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import EMPTY, GOLDEN, compiled, home, internal, mix
+from streaming.kernels import EMPTY, GOLDEN, compiled, get, home, internal, mix, put
+from streaming.prefetch import AHEAD, prefetch
 
 
 @internal
@@ -34,13 +35,88 @@ def birth_rows(ids: NDArray[np.int64], seed: int, scale: float, out: NDArray[np.
             out[i, j] = _birth(base, j, scale)
 
 
+@internal
+def _share(key: int, count: int) -> int:
+    # Apart from where the key lies in a map: those of one share must not lie close together.
+    return int(home(int(mix(np.uint64(key) + GOLDEN) >> np.uint64(1)), np.uint64(count)))
+
+
 @compiled
 def share_rows(ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Which of `count` shared rows stands for each id (n,)."""
     rows = np.empty(ids.size, np.int64)
     for i in range(ids.size):
-        rows[i] = home(ids[i], np.uint64(count))
+        rows[i] = _share(ids[i], count)
     return rows
+
+
+@internal
+def _owner(key: int, ranks: int, shared: int) -> int:
+    if shared == 0:
+        return _share(key, ranks)
+    return (_share(key, shared) if key >= 0 else -1 - key) % ranks
+
+
+@compiled
+def owners(ids: NDArray[np.int64], ranks: int, shared: int) -> NDArray[np.int64]:
+    """Which of `ranks` has the row of each id (n,), and with it the shared row that stands for it.
+
+    The `shared` rows themselves are those of the ids -1, -2, ...
+    """
+    owner = np.empty(ids.size, np.int64)
+    for i in range(ids.size):
+        owner[i] = _owner(ids[i], ranks, shared)
+    return owner
+
+
+@compiled
+def distinct_by_owner(
+    ids: NDArray[np.int64],
+    shared: int,
+    distinct: NDArray[np.int64],
+    repeats: NDArray[np.int64],
+    index: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> int:
+    """Of ids (n,) each one once, those of one owner side by side; returns how many that are.
+
+    Args:
+        ids: not negative.
+        shared: how many rows ids without one share.
+        distinct: (n,), filled from the front, by owner and within that in the order of `ids`.
+        repeats: (n,), how often each of the distinct ids is there.
+        index: (n,), where each id is among the distinct.
+        counts: (ranks,), how many of the distinct ids each rank owns.
+    """
+    slots = np.zeros(2 * max(16, 2 * ids.size), np.int64)
+    found = np.empty(ids.size, np.int64)
+    owner = np.empty(ids.size, np.int64)
+    size = 0
+    for i in range(ids.size):
+        number = get(slots, ids[i])
+        if number == EMPTY:
+            number = size
+            put(slots, ids[i], number)
+            found[number] = ids[i]
+            repeats[number] = 0
+            owner[number] = _owner(ids[i], counts.size, shared)
+            counts[owner[number]] += 1
+            size += 1
+        repeats[number] += 1
+        index[i] = number
+    starts = np.zeros(counts.size, np.int64)
+    for rank in range(1, counts.size):
+        starts[rank] = starts[rank - 1] + counts[rank - 1]
+    place = np.empty(size, np.int64)
+    times = repeats[:size].copy()
+    for number in range(size):
+        place[number] = starts[owner[number]]
+        starts[owner[number]] += 1
+        distinct[place[number]] = found[number]
+        repeats[place[number]] = times[number]
+    for i in range(ids.size):
+        index[i] = place[index[i]]
+    return size
 
 
 @compiled
@@ -54,6 +130,8 @@ def gather_rows(
 ) -> None:
     """Copies rows to `out` (n, d); for one that is EMPTY, what its id would be born with."""
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            prefetch(weights, rows[i + AHEAD])
         row = rows[i]
         if row == EMPTY:
             base = _birth_base(ids[i], seed)
@@ -80,6 +158,8 @@ def pool_rows(  # noqa: PLR0913 - what lies where
         for j in range(width):
             out[i, j] = np.float32(0.0)
         for at in range(offsets[i], offsets[i + 1]):
+            if at + AHEAD < rows.size:
+                prefetch(weights, rows[at + AHEAD])
             row = rows[at]
             if row == EMPTY:
                 base = _birth_base(ids[at], seed)
@@ -115,6 +195,8 @@ def add_up(  # noqa: PLR0913 - what lies where
             continue
         share = np.float32(1.0) / np.float32(offsets[i + 1] - offsets[i])
         for at in range(offsets[i], offsets[i + 1]):
+            if at + AHEAD < rows.size:
+                prefetch(place, rows[at + AHEAD])
             row = rows[at]
             to = place[row] - 1
             if to < 0:

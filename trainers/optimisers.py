@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
+from streaming.kernels import internal
+from streaming.prefetch import AHEAD, prefetch
+
 Kind = Literal["rowwise_adagrad", "adagrad", "adam", "ftrl", "sgd"]
 Floats = NDArray[np.float32]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,6 +77,13 @@ def _loop(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True, fastmath={"reassoc"})(function))
 
 
+@internal
+def _prefetch_next(rows: NDArray[np.int64], i: int, weights: Floats, slots: Floats) -> None:
+    if i + AHEAD < rows.size:
+        prefetch(weights, rows[i + AHEAD])
+        prefetch(slots, rows[i + AHEAD])
+
+
 @_loop
 def _rowwise_adagrad(
     rows: NDArray[np.int64], gradients: Floats, weights: Floats, slots: Floats, s: Any
@@ -82,6 +92,7 @@ def _rowwise_adagrad(
     width = weights.shape[1]
     rate, epsilon = np.float32(s[0]), np.float32(_EPSILON)
     for i in range(rows.size):
+        _prefetch_next(rows, i, weights, slots)
         row, total = rows[i], np.float32(0.0)
         for j in range(width):
             total += gradients[i, j] * gradients[i, j]
@@ -98,6 +109,7 @@ def _adagrad(
     """Duchi et al., JMLR 2011."""
     rate, epsilon = np.float32(s[0]), np.float32(_EPSILON)
     for i in range(rows.size):
+        _prefetch_next(rows, i, weights, slots)
         row = rows[i]
         for j in range(weights.shape[1]):
             g = gradients[i, j]
@@ -115,6 +127,7 @@ def _adam(
     beta1, beta2 = np.float32(s[1]), np.float32(s[2])
     rest1, rest2 = np.float32(1.0 - s[1]), np.float32(1.0 - s[2])
     for i in range(rows.size):
+        _prefetch_next(rows, i, weights, slots)
         row = rows[i]
         if not gradients[i].any():
             continue
@@ -136,6 +149,7 @@ def _ftrl(
     width = weights.shape[1]
     rate, l1, l2 = np.float32(s[0]), np.float32(s[3]), np.float32(s[4])
     for i in range(rows.size):
+        _prefetch_next(rows, i, weights, slots)
         row = rows[i]
         for j in range(width):
             g, n = gradients[i, j], slots[row, width + j]
@@ -151,9 +165,12 @@ def _ftrl(
 
 
 @_loop
-def _sgd(rows: NDArray[np.int64], gradients: Floats, weights: Floats, _: Floats, s: Any) -> None:
+def _sgd(
+    rows: NDArray[np.int64], gradients: Floats, weights: Floats, slots: Floats, s: Any
+) -> None:
     rate = np.float32(s[0])
     for i in range(rows.size):
+        _prefetch_next(rows, i, weights, slots)
         for j in range(weights.shape[1]):
             weights[rows[i], j] -= rate * gradients[i, j]
 

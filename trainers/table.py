@@ -131,11 +131,40 @@ class EmbeddingTable:
         rows = self._rows.learn(used)
         self._touched.rows[rows] = self.clock
         self._seen.rows[rows] = self.now_us
+        self._map.move(sum(u.rows.size for u in used))
         self._evict()
 
     def forget_calls(self) -> None:
         """Drops what was called and not learnt, as when a step is refused."""
         self._used.clear()
+
+    # -- a group's shard -------------------------------------------------------------------
+
+    @property
+    def shared(self) -> int:
+        """How many rows ids that were not admitted share."""
+        return self._shared
+
+    def keep_shared(self, rank: int, ranks: int) -> None:
+        """Leaves the shared rows of other ranks to them; nothing was called yet."""
+        others = np.arange(self._shared) % ranks != rank
+        self._touched.rows[: self._shared][others] = 0
+
+    def rows_to_learn(self, ids: Ids, repeats: Ids) -> Ids:
+        """The row of each of the distinct ids (n,), which are hit so often; births some."""
+        return self._admitted(ids, repeats)
+
+    def read_rows(self, rows: Ids, ids: Ids) -> Tensor:
+        """(n, width) of rows that `rows_to_learn` gave, or of what ids are predicted with."""
+        return self._rows.gather(rows, ids)
+
+    def find_rows(self, ids: Ids) -> Ids:
+        """The row of each id (n,), or EMPTY: as it is, nothing is born."""
+        return self._find(ids)
+
+    def use(self, rows: Ids, gradient: Tensor) -> None:
+        """Takes the gradient (n, width) of rows for the next step."""
+        self._used.append(Used(rows, None, gradient))
 
     # -- what has changed ------------------------------------------------------------------
 
@@ -251,14 +280,15 @@ class EmbeddingTable:
             rows[missing] = share_rows(ids[missing], self._shared)
         return rows
 
-    def _admitted(self, ids: Ids) -> Ids:
+    def _admitted(self, ids: Ids, repeats: Ids | None = None) -> Ids:
         """The row of each id, after those were given one that are worth it."""
         if self._filter is None:
             return self._give_rows(ids)
         rows = self._map.find(ids)
         missing = np.flatnonzero(rows == EMPTY)
         strangers = ids[missing]
-        self._give_rows(strangers[self._filter.admit(strangers)])
+        hits = strangers if repeats is None else np.repeat(strangers, repeats[missing])
+        self._give_rows(hits[self._filter.admit(hits)])
         rows += self._shared
         rows[missing] = self._find(strangers)
         return rows

@@ -1,12 +1,17 @@
-"""The trainer: a Step from `samples` to versions. Each record is one training step."""
+"""The trainer: a Step from `samples` to versions. Each record is one training step.
+
+In a group of ranks (`trainers.group`) a step takes a record of each rank, or none. What is dense,
+the corpus and the counters are then the same in all ranks; tables and frequencies are sharded.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from features.batch import Ids, Jagged, Samples, read_declarations, read_samples
+from features.batch import Ids, Items, Jagged, Samples, read_declarations, read_samples
 from streaming.artefact import Artefact
 from streaming.cuts import GONE
 from streaming.dead_letters import DeadLetter, encode_letter
@@ -24,7 +29,6 @@ from streaming.samples import decode_samples
 from trainers.arrays import (
     arrays_table,
     matrix_column,
-    table_arrays,
     table_tensors,
     tensors_table,
 )
@@ -33,6 +37,9 @@ from trainers.evaluation import RankingQuality, best_scores, full_ranks
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.models import RetrievalStep, Retriever, create
 from trainers.negatives import Negatives, NegativesConfig
+from trainers.peers import Alone, Peers
+from trainers.resharding import SavedRanks, shard_name
+from trainers.table import EmbeddingTable
 from trainers.versions import Version, VersionInfo
 
 import pyarrow as pa  # isort: skip
@@ -64,25 +71,42 @@ class TrainerConfig:
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     seed: int = 0
 
+    @property
+    def device(self) -> str:
+        """Where the model computes: where its tables have their rows."""
+        return str(self.options.get("table", {}).get("device", "cpu"))
+
 
 class Trainer:
     """Scores each micro-batch, learns it, and hands out versions of what it has learnt.
 
     `lineage` names this incarnation. The state that `snapshot` gives is the whole of it: a
-    trainer built from it and given the same records ends with the same bits.
+    trainer built from it and given the same records ends with the same bits. Of a rank among
+    `peers` it is the part that no other has, and rank 0's part has what is the same in all.
     """
 
-    def __init__(self, config: TrainerConfig, lineage: str, state: Artefact | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        lineage: str,
+        state: Artefact | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         self._config = config
         self._lineage = lineage
-        self.model: Any = create(config.model, config.options)
+        self._peers = peers or Alone()
+        self.model: Any = create(config.model, config.options).to(config.device)
         self._retriever: Retriever = self.model
-        self._dense = torch.optim.Adam(
-            self.model.parameters(), lr=config.dense_learning_rate, fused=True
-        )
-        self._frequency = FrequencyEstimator(config.frequency)
+        self.tables: Mapping[str, EmbeddingTable] = self.model.tables
+        self.model.tables = self._peers.tables(self.tables)
+        self._parameters = list(self.model.parameters())
+        self._dense = torch.optim.Adam(self._parameters, lr=config.dense_learning_rate, fused=True)
+        self._estimator = FrequencyEstimator(config.frequency)
+        self._frequency = self._peers.frequency(self._estimator)
         self.corpus = Corpus(self.model.width)
-        self._rng = np.random.Generator(np.random.PCG64(config.seed))
+        others = (self._peers.rank,) if self._peers.rank else ()
+        seeds = np.random.SeedSequence(config.seed, spawn_key=others)
+        self._rng = np.random.Generator(np.random.PCG64(seeds))
         self._negatives = Negatives(config.negatives, self._rng)
         self._ranking = RankingQuality(config.recall_at)
         self._popularity = RankingQuality(config.recall_at, "popularity_")
@@ -107,37 +131,40 @@ class Trainer:
     # -- the Step protocol -----------------------------------------------------------------
 
     def on_batch(self, records: Sequence[Record]) -> list[Append]:
-        refused = []
-        for record in records:
-            batch = decode_samples(record)
-            self._declare(batch)
-            samples = read_samples(batch)
-            if len(samples.item_ids):
-                self._test(samples)
-                if not self._learn(samples):
-                    refused.append(_refusal(record))
-            self._learnt_logged_us = int(batch["logged_us"].to_numpy().max())
-            self.steps += 1
-        return refused
+        return [letter for record in records for letter in self.step(record)]
+
+    def step(self, record: Record | None) -> list[Append]:
+        """One step of all ranks, with this rank's record; returns a letter if that was refused."""
+        samples, mine = _read(record)
+        told = [_Told(*arrays) for arrays in self._peers.share(mine)]
+        self._declare(told)
+        if samples is not None:
+            self._test(samples)
+        learnt = self._learn(samples, told)
+        self.steps += sum(len(t.logged_us) for t in told)
+        self._learnt_logged_us = int(max(t.logged_us.max() for t in told if t.logged_us.size))
+        return [_refusal(record)] if record is not None and not learnt else []
 
     def on_time(self, now_us: int) -> list[Version]:
+        return [self._version(now_us)] if self.is_due(now_us) else []
+
+    def is_due(self, now_us: int) -> bool:
+        """Whether a version would go out now."""
         due = now_us - self._published.at_us >= self._config.publish_every_s * 1e6
         changed = self.steps != self._published.step
-        if self._published.number is not None and not (due and changed):
-            return []
-        return [self._version(now_us)]
+        return self._published.number is None or (due and changed)
 
     def snapshot(self) -> Artefact:
         return self.changes(Clocks())
 
     def mark(self) -> Clocks:
-        return Clocks(self.corpus.clock, {n: t.clock for n, t in self._retriever.tables.items()})
+        return Clocks(self.corpus.clock, {n: t.clock for n, t in self.tables.items()})
 
     def changes(self, since: Clocks) -> Artefact:
         """As `snapshot`, but of tables and corpus only what changed since a mark."""
         meta = {
             "model": self._config.model,
-            "rng": self._rng.bit_generator.state,
+            "ranks": self._peers.size,
             "steps": self.steps,
             "samples": self.samples,
             "refused": self.refused,
@@ -147,20 +174,25 @@ class Trainer:
             "learnt_logged_us": self._learnt_logged_us,
         }
         shards = {
-            "dense": tensors_table(self.model.state_dict()),
-            "optimizer": arrays_table(self._optimizer_state()),
-            "frequency": arrays_table(self._frequency.state()),
+            "frequency": arrays_table(self._estimator.state()),
             "negatives": arrays_table(self._negatives.state()),
             "ranking": arrays_table(self._ranking.state()),
             "popularity": arrays_table(self._popularity.state()),
-            "corpus": self.corpus.table(since.corpus),
+            "rng": arrays_table({"state": _as_bytes(self._rng.bit_generator.state)}),
         }
-        for name, table in self._retriever.tables.items():
+        for name, table in self.tables.items():
             clock = since.tables.get(name)
             shards[f"table-{name}"] = table.table(clock)
             shards[f"filter-{name}"] = arrays_table(table.filter_state())
-            if clock is not None:
-                shards[f"table-{name}{GONE}"] = pa.table({"id": table.gone_since(clock)})
+        shards = {shard_name(name, self._peers.rank): table for name, table in shards.items()}
+        for name, table in self.tables.items():
+            if (clock := since.tables.get(name)) is not None:
+                gone = shard_name(f"table-{name}", self._peers.rank) + GONE
+                shards[gone] = pa.table({"id": table.gone_since(clock)})
+        if self._peers.rank == 0:
+            shards["dense"] = tensors_table(self.model.state_dict())
+            shards["optimizer"] = arrays_table(self._optimizer_state())
+            shards["corpus"] = self.corpus.table(since.corpus)
         return Artefact(json.loads(json.dumps(meta)), shards)
 
     def settle(self, mark: Clocks) -> None:
@@ -169,32 +201,41 @@ class Trainer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Progressive figures; recall is that of liked items against the whole corpus."""
+        """Progressive figures; recall is that of liked items against the whole corpus.
+
+        All ranks ask for them together.
+        """
+        counts = {
+            f"{name}_{what}": float(count)
+            for name, table in self.tables.items()
+            for what, count in (("rows", len(table)), ("rows_evicted", table.evicted))
+        }
+        trust = self._estimator.figures(step=self.samples / max(1, self.steps))
+        ranking, popularity, figures = (
+            torch.from_numpy(self._ranking.sums()),
+            torch.from_numpy(self._popularity.sums()),
+            torch.tensor([*counts.values(), *trust.values()], dtype=torch.float64),
+        )
+        self._peers.add_up([ranking, popularity, figures])
+        figures[len(counts) :] /= self._peers.size  # of a rank, on average
         return {
-            **self._ranking.get(),
-            **self._popularity.get(),
+            **self._ranking.both_figures(ranking.numpy()),
+            **self._popularity.both_figures(popularity.numpy()),
             "loss": self._loss,
             "gradient_norm": self._gradient_norm,
             "samples": float(self.samples),
             "items": float(len(self.corpus)),
             "refused": float(self.refused),
             "oldest_vector_steps": len(self.corpus) / max(1, self._config.refresh),
-            **self._table_figures(),
-            **self._frequency.figures(step=self.samples / max(1, self.steps)),
+            **dict(zip([*counts, *trust], figures.tolist(), strict=True)),
         }
-
-    def _table_figures(self) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        for name, table in self._retriever.tables.items():
-            figures |= {f"{name}_rows": len(table), f"{name}_rows_evicted": table.evicted}
-        return figures
 
     # -- one step --------------------------------------------------------------------------
 
-    def _declare(self, batch: pa.RecordBatch) -> None:
-        items = read_declarations(batch)
-        if items.ids.size:
-            self._refresh(self.corpus.add(items))
+    def _declare(self, told: Sequence[_Told]) -> None:
+        places = [self.corpus.add(t.items) for t in told if t.declared.size]
+        if places:
+            self._refresh(np.unique(np.concatenate(places)))
 
     @torch.no_grad()
     def _test(self, samples: Samples) -> None:
@@ -204,79 +245,121 @@ class Trainer:
             return
         targets = self.corpus.find(samples.item_ids[liked])
         known = targets >= 0
-        history = samples.users.history
-        places = Jagged(self.corpus.find(history.values), history.offsets).take(liked)
+        users = samples.users.take(liked)
+        places = Jagged(self.corpus.find(users.history.values), users.history.offsets)
         seen = places.where(places.values >= 0)
-        queries = self._retriever.query(samples.users)[liked]  # (B, K, d)
+        queries = self._retriever.query(users).cpu()  # (B, K, d)
         scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
         popular = np.broadcast_to(self.corpus.counts, scores.shape)
         for quality, table in ((self._ranking, scores), (self._popularity, popular)):
             ranks = full_ranks(table, np.maximum(targets, 0), seen)
             quality.update(np.where(known, ranks, _NOT_FOUND))
 
-    def _learn(self, samples: Samples) -> bool:
-        """One gradient step; False if it was refused: a number in it is not finite."""
-        self.corpus.add_unseen(np.unique(samples.item_ids))
-        places, step = self._retrieval_step(samples)
-        for table in self._retriever.tables.values():
-            table.training = True
-            table.now_us = max(int(samples.at_us.max()), self._watermark_us or 0)
-        try:
-            loss = self._retriever.loss(step)
-            learnt = _is_finite(samples, loss) and self._finds_gradients(loss)
-            if learnt:
-                self._dense.step()
-                self._loss += 0.02 * (float(loss.detach()) - self._loss)
-            else:
-                self.refused += 1
-            for table in self._retriever.tables.values():
-                table.step() if learnt else table.forget_calls()
-        finally:
-            for table in self._retriever.tables.values():
-                table.training = False
-        self._refresh(places)
-        self._refresh(self.corpus.next_slice(self._config.refresh))
-        if learnt:
-            self.samples += len(samples.item_ids)
-            self._watermark_us = max(int(samples.at_us.max()), self._watermark_us or 0)
+    def _learn(self, samples: Samples | None, told: Sequence[_Told]) -> bool:
+        """One gradient step; False if it was refused: a number of this rank's is not finite."""
+        taken = np.concatenate([t.taken for t in told])
+        if not taken.size:
+            return True
+        self.corpus.add_unseen(np.unique(taken))
+        self._frequency.update(taken, elapsed=float(taken.size))
+        places = self.corpus.find(taken)
+        self.corpus.count(places, taken.size, self._config.popularity_half_life)
+        self._tell_time(told)
+        self._dense.zero_grad()
+        loss, learnt = 0.0, True
+        if samples is not None:
+            loss, learnt = self._gradients(samples, len(samples.item_ids) / taken.size)
+        self._peers.meet()
+        self._take_step(loss, learnt, told)
+        in_turn = self.corpus.next_slice(self._config.refresh)
+        self._refresh(np.unique(np.concatenate([places, in_turn])))
         return learnt
 
-    def _finds_gradients(self, loss: Tensor) -> bool:
-        """Whether all gradients of the dense parameters are finite."""
-        self._dense.zero_grad()
+    def _gradients(self, samples: Samples, share: float) -> tuple[float, bool]:
+        """The loss and, if all is finite, its gradients, as this share of all ranks' samples."""
+        for table in self.model.tables.values():
+            table.training = True
+        try:
+            loss = self._retriever.loss(self._retrieval_step(samples)) * share
+        finally:
+            for table in self.model.tables.values():
+                table.training = False
+        if not _is_finite(samples, loss):
+            return 0.0, False
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._gradient_norm = float(norm)
-        return bool(torch.isfinite(norm))
+        return float(loss.detach()), self._measure_gradients()
 
-    def _retrieval_step(self, samples: Samples) -> tuple[Ids, RetrievalStep]:
-        """The places of the step's own items, and what the model learns from."""
-        size = len(samples.item_ids)
-        self._frequency.update(samples.item_ids, elapsed=float(size))
-        places = self.corpus.find(samples.item_ids)
-        self.corpus.count(places, size, self._config.popularity_half_life)
+    def _take_step(self, loss: float, learnt: bool, told: Sequence[_Told]) -> None:
+        """Learns what the ranks that found gradients have found."""
+        outcomes = self._peers.share([np.array([loss, learnt])])
+        learnt_by = [bool(outcome[1]) for (outcome,) in outcomes]
+        heard = [t for t, theirs in zip(told, learnt_by, strict=True) if theirs]
+        size = sum(t.taken.size for t in heard)
+        self.refused += learnt_by.count(False)
+        if size:
+            self._tell_time(heard)
+            self._add_up_gradients(learnt)
+            self._dense.step()
+            loss = sum(float(outcome[0]) for (outcome,) in outcomes)
+            loss *= sum(t.taken.size for t in told) / size  # of those that were refused, none
+            self._loss += 0.02 * (loss - self._loss)
+            self.samples += size
+            self._watermark_us = self._newest_us(heard)
+        self._peers.learn(learnt_by)
+
+    def _add_up_gradients(self, learnt: bool) -> None:
+        """The gradients of the dense parameters become those of all ranks' samples."""
+        if self._peers.size == 1:
+            return
+        for p in self._parameters:
+            if p.grad is None or not learnt:
+                p.grad = torch.zeros_like(p)
+        self._peers.add_up([p.grad for p in self._parameters if p.grad is not None])
+        self._measure_gradients()
+
+    def _measure_gradients(self) -> bool:
+        """Whether all gradients of the dense parameters are finite."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+        return math.isfinite(self._gradient_norm)
+
+    def _newest_us(self, told: Sequence[_Told]) -> int:
+        return max([self._watermark_us or 0, *(int(at) for t in told for at in t.at_us)])
+
+    def _tell_time(self, told: Sequence[_Told]) -> None:
+        for table in self.tables.values():
+            table.now_us = self._newest_us(told)
+
+    def _retrieval_step(self, samples: Samples) -> RetrievalStep:
+        """What the model learns from."""
         history = samples.users.history
         candidates = self._negatives.choose(
             samples.users.ids,
-            places,
+            self.corpus.find(samples.item_ids),
             Jagged(self.corpus.find(history.values), history.offsets),
             len(self.corpus),
             lambda places: self._frequency.probability(self.corpus.ids[places]),
         )
-        step = RetrievalStep(
+        return RetrievalStep(
             samples.users,
             self.corpus.items(candidates.places),
-            self.corpus.vectors[torch.from_numpy(candidates.remembered)],
+            self.corpus.vectors[torch.from_numpy(candidates.remembered)].to(self._config.device),
             candidates.sampling,
             torch.tensor(samples.rewards),
         )
-        return np.unique(places), step
 
     @torch.no_grad()
     def _refresh(self, places: Ids) -> None:
-        if places.size:
-            self.corpus.refresh(places, self._retriever.items(self.corpus.items(places)))
+        """Sets the vectors of items anew; each rank computes its part of them."""
+        ranks = self._peers.size
+        mine, vectors = places[self._peers.rank :: ranks], torch.empty(0, self.model.width)
+        if mine.size:
+            vectors = self._retriever.items(self.corpus.items(mine)).cpu()
+        self._peers.meet()
+        all_vectors = torch.empty(len(places), self.model.width)
+        for rank, (theirs,) in enumerate(self._peers.share([vectors.numpy()])):
+            all_vectors[rank::ranks] = torch.from_numpy(theirs)
+        self.corpus.refresh(places, all_vectors)
 
     # -- versions and cuts -----------------------------------------------------------------
 
@@ -286,15 +369,17 @@ class Trainer:
         whole = number % self._config.snapshot_every == 0
         if whole:
             before = _Cursor()
-        tables = self._retriever.tables
-        vectors = self.corpus.refreshed_since(before.clocks.corpus)
-        shards = {"vectors": self._rows_table(vectors.ids, vectors.rows)}
-        for name, table in tables.items():
+        shards = {}
+        for name, table in self.tables.items():
             clock = before.clocks.tables.get(name, 0)
-            shards[f"table-{name}"] = self._rows_table(*table.touched_since(clock))
+            shard = shard_name(f"table-{name}", self._peers.rank)
+            shards[shard] = self._rows_table(*table.touched_since(clock))
             if not whole:
-                shards[f"table-{name}{GONE}"] = pa.table({"id": table.gone_since(clock)})
-        shards["dense"] = tensors_table(self.model.state_dict())
+                shards[f"{shard}{GONE}"] = pa.table({"id": table.gone_since(clock)})
+        if self._peers.rank == 0:
+            vectors = self.corpus.refreshed_since(before.clocks.corpus)
+            shards["vectors"] = self._rows_table(vectors.ids, vectors.rows)
+            shards["dense"] = tensors_table(self.model.state_dict())
         info = VersionInfo(
             self._config.model,
             self._lineage,
@@ -313,7 +398,7 @@ class Trainer:
 
     def _forget_told(self) -> None:
         """What both the versions and the cuts have told of need not be remembered."""
-        for name, table in self._retriever.tables.items():
+        for name, table in self.tables.items():
             published = self._published.clocks.tables.get(name, 0)
             table.settle(min(published, self._durable.tables[name]))
 
@@ -324,7 +409,7 @@ class Trainer:
 
     def _optimizer_state(self) -> dict[str, NDArray[Any]]:
         return {
-            f"{index}.{name}": value.detach().numpy()
+            f"{index}.{name}": value.detach().cpu().numpy()
             for index, values in self._dense.state_dict()["state"].items()
             for name, value in values.items()
         }
@@ -337,20 +422,23 @@ class Trainer:
                 f" {self._config.model!r}: name the old one, or start over with"
                 " `headrace run --fresh`"
             )
-        for name, table in self._retriever.tables.items():
-            table.restore(shards[f"table-{name}"], table_arrays(shards[f"filter-{name}"]))
+        saved = SavedRanks(state, self._peers.rank, self._peers.size)
+        for name, table in self.tables.items():
+            table.restore(*saved.table(name, table.shared))
         self.model.load_state_dict(table_tensors(shards["dense"]))
         optimizer: dict[int, dict[str, Tensor]] = {}
         for key, tensor in table_tensors(shards["optimizer"]).items():
             index, name = key.split(".", 1)
             optimizer.setdefault(int(index), {})[name] = tensor
         self._dense.load_state_dict({**self._dense.state_dict(), "state": optimizer})
-        self._frequency.load(table_arrays(shards["frequency"]))
-        self._negatives.load(table_arrays(shards["negatives"]))
-        self._ranking.load(table_arrays(shards["ranking"]))
-        self._popularity.load(table_arrays(shards["popularity"]))
+        self._estimator.load(saved.frequency())
+        for name, quality in (("ranking", self._ranking), ("popularity", self._popularity)):
+            saved.metric(name, quality, RankingQuality(self._config.recall_at))
         self.corpus.restore(shards["corpus"])
-        self._rng.bit_generator.state = meta["rng"]
+        if (own := saved.own("negatives")) is not None:
+            self._negatives.load(own)
+        if (own := saved.own("rng")) is not None:
+            self._rng.bit_generator.state = json.loads(own["state"].tobytes())
         self.steps, self.samples, self.refused = meta["steps"], meta["samples"], meta["refused"]
         self._loss, self._gradient_norm = meta["loss"], meta["gradient_norm"]
         self._watermark_us = meta["watermark_us"]
@@ -373,6 +461,46 @@ class _Cursor:
     at_us: int = 0
     step: int = -1
     clocks: Clocks = field(default_factory=Clocks)
+
+
+class _Told(NamedTuple):
+    """What a rank tells of its record; nothing in any field if it has none."""
+
+    declared: Ids  # items that the record describes, by these tokens
+    tokens: Ids
+    offsets: Ids
+    taken: Ids  # the items of its samples, in their order
+    at_us: Ids  # (1,), the newest of its samples
+    logged_us: Ids  # (1,), when the newest of its events was logged
+
+    @property
+    def items(self) -> Items:
+        return Items(self.declared, Jagged(self.tokens, self.offsets))
+
+
+_NOTHING = np.empty(0, np.int64)
+
+
+def _read(record: Record | None) -> tuple[Samples | None, _Told]:
+    """The samples of a record, None if it has none, and what the other ranks are told of it."""
+    if record is None:
+        return None, _Told(*[_NOTHING] * len(_Told._fields))
+    batch = decode_samples(record)
+    items, samples = read_declarations(batch), read_samples(batch)
+    has_samples = len(samples.item_ids) > 0
+    told = _Told(
+        items.ids,
+        items.tokens.values,
+        items.tokens.offsets,
+        samples.item_ids,
+        samples.at_us.max(keepdims=True) if has_samples else _NOTHING,
+        batch["logged_us"].to_numpy().max(keepdims=True),
+    )
+    return samples if has_samples else None, told
+
+
+def _as_bytes(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 def _is_finite(samples: Samples, loss: Tensor) -> bool:

@@ -8,6 +8,7 @@ samples it has learnt.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from streaming.artefact import read_artefact, write_artefact
+from streaming.artefact import Part, read_artefact, write_artefact
 from streaming.log import VERSIONS, Append, Record
+
+_RANK = re.compile(r"@\d+")  # in the names of shards that a rank other than 0 has written
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,12 @@ class Version:
     """A version and its shards: `table-<name>` and `vectors` (id, row), `dense`.
 
     A delta also has `table-<name>.gone` (id): rows that are no more, unless they are among its own.
+    Of a group, `parts` have what the other ranks own; their shards are called `<name>@<rank>`.
     """
 
     info: VersionInfo
     shards: Mapping[str, pa.Table]
+    parts: Sequence[Part] = ()
 
 
 def new_lineage() -> str:
@@ -82,12 +87,26 @@ class VersionStore:
             ArtefactCorrupt: it is gone, incomplete or not what was written.
         """
         artefact = read_artefact(self._path(info))
-        return Version(VersionInfo(**artefact.meta), artefact.shards)
+        ranks: dict[str, list[pa.Table]] = {}
+        for name, table in artefact.shards.items():
+            ranks.setdefault(_RANK.sub("", name), []).append(table)
+        shards = {name: pa.concat_tables(tables) for name, tables in ranks.items()}
+        return Version(VersionInfo(**artefact.meta), shards)
+
+    def write_part(self, info: VersionInfo, rank: int, shards: Mapping[str, pa.Table]) -> None:
+        """Writes what a rank owns of a version, for rank 0 to publish it all."""
+        path = self.part_path(info, rank)
+        shutil.rmtree(path, ignore_errors=True)
+        write_artefact(path, {}, shards)
+
+    def part_path(self, info: VersionInfo, rank: int) -> Path:
+        """Where `write_part` writes."""
+        return self._path(info).with_name(f".part-{info.number}-{rank}")
 
     def _publish(self, version: Version) -> Append:
         path = self._path(version.info)
         shutil.rmtree(path, ignore_errors=True)  # what an execution cut short left behind
-        size = write_artefact(path, asdict(version.info), version.shards)
+        size = write_artefact(path, asdict(version.info), version.shards, version.parts)
         if version.info.base is None:
             self._retire(version.info)
         announcement = json.dumps({**asdict(version.info), "bytes": size})

@@ -43,7 +43,9 @@ from streaming.log import SAMPLES, VERSIONS, Log, Record, TopicPartition
 from streaming.open_log import open_log
 from streaming.samples import decode_samples, encode_samples
 from streaming.sources.movielens import MovieLens
+from trainers import models
 from trainers.arrays import column_matrix
+from trainers.models.two_tower import TwoTower
 from trainers.trainer import Trainer
 from trainers.versions import VersionInfo, VersionStore, read_announcement
 
@@ -328,13 +330,23 @@ def test_versions_go_out_within_a_day_if_that_is_asked_for(
     assert_same(state_in(home), undisturbed)
 
 
-def test_a_state_of_another_recipe_says_how_to_start_over(
-    recipe: Recipe, home: Home, log: Log
+def test_a_state_that_cannot_be_used_says_how_to_start_over_and_keep_the_archive(
+    recipe: Recipe, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert DailyTraining(recipe, home, log).learn(DAYS[0], threading.Event())
+    cuts = home.cuts(GROUP)
     wider = replace(recipe.trainer, options={**recipe.trainer.options, "width": 4})
-    with pytest.raises(ArtefactError, match=r"to start over is to delete .*cuts/daily"):
+    over = f"or delete {cuts} to learn all that is archived again$"
+    with pytest.raises(ArtefactError, match=f"undo the change, {over}"):
         DailyTraining(replace(recipe, trainer=wider), home, log)
+    monkeypatch.setitem(models._REGISTRY, "other", TwoTower)
+    other = replace(recipe.trainer, model="other")
+    with pytest.raises(ArtefactError, match=f"name the old one, {over}"):
+        DailyTraining(replace(recipe, trainer=other), home, log)
+    for manifest in cuts.glob("cut-*/manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(ArtefactError, match=f"no cut in {cuts} can be read .*, {over}"):
+        DailyTraining(recipe, home, log)
 
 
 def test_a_log_without_versions_says_so(recipe: Recipe, home: Home, log: Log) -> None:
@@ -443,9 +455,48 @@ def test_a_day_that_goes_on_is_left_alone(
     assert "1 day learnt up to 2025-03-02" in ask()
 
 
-def test_without_an_archive_or_beside_a_run_it_does_not_start(ask: Any, home: Home) -> None:
-    with home.locked(), pytest.raises(ConfigError, match="not both at once: another headrace"):
+@pytest.mark.parametrize("command", ["headrace run", "headrace daily"])
+def test_beside_another_trainer_it_does_not_start(ask: Any, home: Home, command: str) -> None:
+    with home.locked_for_training(command), pytest.raises(ConfigError, match=f"^{command} .* stop"):
         ask()
+
+
+def test_it_learns_beside_a_run_that_has_no_trainer(ask: Any, home: Home) -> None:
+    with home.locked():
+        assert "3 days learnt" in ask()
+
+
+def test_a_write_of_the_archive_is_waited_for(
+    ask: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of one write come one by one: that one of them is not there yet is no loss."""
+    archive = Archive(home.archive)
+    (part,) = archive.parts(SAMPLES, DAYS[1])
+    aside = part.path.rename(home.path / "on-its-way.parquet")
+    locked, held, asked = Archive.locked, threading.Event(), threading.Event()
+
+    def write() -> None:
+        with locked(archive, "write"):
+            held.set()
+            asked.wait()
+            aside.rename(part.path)
+
+    def seen(archive: Archive, what: str, **options: Any) -> Any:
+        asked.set()
+        return locked(archive, what, **options)
+
+    monkeypatch.setattr(Archive, "locked", seen)
+    writer = threading.Thread(target=write)
+    writer.start()
+    held.wait()
+    try:
+        assert f"learnt up to {DAYS[2]}" in ask()
+    finally:
+        asked.set()
+        writer.join()
+
+
+def test_without_an_archive_it_does_not_start(ask: Any, home: Home) -> None:
     shutil.rmtree(home.archive / SAMPLES)
     with pytest.raises(ConfigError, match="no samples of any day are archived"):
         ask()

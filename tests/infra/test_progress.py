@@ -11,8 +11,12 @@ from rich.console import Console
 from infra.progress import Reporter
 
 
-def status(done: int, *, ready: bool = True, caught_up: bool = False) -> dict[str, Any]:
+def status(
+    done: int, *, ready: bool = True, caught_up: bool = False, learning: str = "realtime"
+) -> dict[str, Any]:
     return {
+        "learning": learning,
+        "served_version": "two_tower/a/0" if learning == "realtime" else None,
         "ready": ready,
         "caught_up": caught_up,
         "events_per_s": 1_234.0,
@@ -48,6 +52,15 @@ def test_progress_names_rate_date_and_recall() -> None:
 def test_the_end_is_told_once() -> None:
     lines = told(status(50), status(100, caught_up=True), status(100, caught_up=True))
     assert sum("are learnt" in line for line in lines) == 1
+
+
+def test_by_day_it_says_who_learns_and_what_answers_until_then() -> None:
+    lines = told(status(50, learning="daily"), status(100, learning="daily", caught_up=True))
+    assert sum("popular is the answer until `headrace daily`" in line for line in lines) == 1
+    assert any("100 events are in the archive after" in line for line in lines)
+    assert any("`headrace daily` learns them" in line for line in lines)
+    assert not any("are learnt" in line for line in lines)
+    assert not any("popular is the answer" in line for line in told(status(50)))
 
 
 def test_a_finished_replay_is_not_learnt_before_it_is_served() -> None:

@@ -39,6 +39,8 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         ("[replay]\nahead = 1.5", "replay.ahead = 1.5"),
         ("[joiner]\nstep_size = 0", "joiner.step_size = 0"),
         ("flavour = 1", "flavour is not a setting"),
+        ("learning = 'weekly'", "learning = 'weekly': Input should be 'realtime' or 'daily'"),
+        ("learning = 'daily'\n[archive]\nenabled = false", "[archive] enabled = false keeps none"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, toml: str, named: str) -> None:

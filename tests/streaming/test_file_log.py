@@ -320,6 +320,9 @@ def test_partitions_of_a_topic_that_exists_stay_as_they_are(path: Path) -> None:
     assert len(log.ends([EVENTS])) == 2
     assert len(log.ends(["new"])) == 5
     log.close()
+    log = FileLog(path, partitions={EVENTS: 7, "newer": 3}, topics=[EVENTS, "newer", "newest"])
+    assert [len(log.ends([topic])) for topic in (EVENTS, "newer", "newest")] == [2, 3, 1]
+    log.close()
 
 
 @pytest.mark.parametrize("topic", ['x"; DROP TABLE topics; --', "a b", "", "a/b"])
@@ -355,6 +358,24 @@ def test_a_file_url_opens_the_embedded_log(path: Path) -> None:
     assert len(log.ends(TOPICS)) == len(TOPICS)
     log.close()
     assert path.exists()
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_log_that_is_made_gets_the_partitions_that_are_asked_for(path: Path, scheme: str) -> None:
+    url = path.as_uri() if scheme == "file" else f"memory://{path.name}-{id(path)}"
+    open_log(url, partitions={EVENTS: 3, SAMPLES: 2}).close()
+    again = open_log(url, partitions={EVENTS: 4})
+    assert [len(again.ends([topic])) for topic in TOPICS] == [3, 2, 1, 1]
+    again.close()
+
+
+@pytest.mark.parametrize("partitions", [{"event": 2}, {EVENTS: 0}])
+def test_partitions_that_cannot_be_are_refused(path: Path, partitions: dict[str, int]) -> None:
+    with pytest.raises(
+        ConfigError, match="partitions of 'event.*give at least 1, to any of events"
+    ):
+        open_log(path.as_uri(), partitions=partitions)
+    assert not path.exists()
 
 
 def test_a_path_in_a_url_may_be_escaped(tmp_path: Path) -> None:

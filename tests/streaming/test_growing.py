@@ -116,6 +116,13 @@ def test_rows_that_nobody_wrote_to_take_no_memory() -> None:
     assert resident() - before < 1 << 26
 
 
+def test_a_large_array_consists_of_whole_huge_pages_so_that_it_can_lie_in_them() -> None:
+    array = GrowingArray(np.float32, (48,))
+    for wanted in (1_000, 20_000, 333_333, 1_000_001):
+        array.reserve(wanted)
+        assert array.nbytes < 1 << 21 or array.nbytes % (1 << 21) == 0
+
+
 # Files
 
 

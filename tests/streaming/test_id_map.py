@@ -216,6 +216,20 @@ def test_the_memory_of_a_map_that_has_moved_is_given_back() -> None:
     assert rows._old.base is None  # a view would keep all of it alive
 
 
+def test_a_map_that_gets_no_new_ids_arrives_when_it_is_moved() -> None:
+    rows = large_map(MANY)
+    while not moving(rows):
+        rows.add(np.arange(len(rows), len(rows) + 500))
+    known, before = len(rows), rows.nbytes
+    while moving(rows):
+        np.testing.assert_array_equal(rows.find(np.arange(known + 9))[:known], np.arange(known))
+        rows.move(5_000)
+    assert (rows.find(np.arange(known + 9)) == [*range(known), *9 * [-1]]).all()
+    assert rows.nbytes < before
+    rows.move(5_000)  # there is nothing to do
+    assert (len(rows), rows.rows) == (known, known)
+
+
 def test_one_new_id_a_million_times_takes_the_room_of_one() -> None:
     rows = IdMap()
     assert (rows.add(np.full(1_000_000, 5)) == 0).all()

@@ -8,9 +8,16 @@ from multiprocessing.context import ForkServerContext
 import pyarrow as pa
 import pytest
 
-from streaming.errors import ArtefactCorrupt
-from streaming.log import SAMPLES, Record
-from streaming.samples import SAMPLE_SCHEMA, decode_samples, encode_samples, sample_schema
+from streaming.errors import ArtefactCorrupt, LogError
+from streaming.log import EVENTS, SAMPLES, Append, Record
+from streaming.memory_log import MemoryLog
+from streaming.samples import (
+    SAMPLE_SCHEMA,
+    decode_samples,
+    encode_samples,
+    sample_schema,
+    samples_partition,
+)
 
 
 def batch(rows: int) -> pa.RecordBatch:
@@ -30,9 +37,20 @@ def as_record(value: bytes) -> Record:
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_micro_batch_comes_back_as_it_was(rows: int) -> None:
-    append = encode_samples(batch(rows), key=b"k")
-    assert (append.topic, append.key) == (SAMPLES, b"k")
+    append = encode_samples(batch(rows), key=b"k", partition=3)
+    assert append == Append(SAMPLES, append.value, b"k", 3)
     assert decode_samples(as_record(append.value)).equals(batch(rows))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_no_partition_stays_empty_while_there_are_enough_of_events(count: int) -> None:
+    log = MemoryLog(partitions=count, topics=[SAMPLES])
+    assert [samples_partition(log, n) for n in range(2 * count)] == 2 * list(range(count))
+
+
+def test_a_log_without_the_topic_of_samples_says_so() -> None:
+    with pytest.raises(LogError, match="no topic samples: `headrace topics --apply`"):
+        samples_partition(MemoryLog(topics=[EVENTS]), 0)
 
 
 def test_a_slice_of_a_batch_is_written_alone() -> None:

@@ -218,9 +218,17 @@ def test_a_last_row_without_the_end_of_its_line_is_whole(tmp_path: Path) -> None
         ("x.csv", b"PAR1....", "--format parquet"),
         ("x.csv", b'a,b\n1,"2"3\n', "line 2 of .* is no CSV"),
         ("x.ndjson", b"[" * 1_100_000, "line 1 of .* over 1048576 bytes"),
-        ("x.csv.gz", gzip.compress(CSV.encode() * 99, mtime=0)[:60], "is cut off or damaged after line"),
+        (
+            "x.csv.gz",
+            gzip.compress(CSV.encode() * 99, mtime=0)[:60],
+            "is cut off or damaged after line",
+        ),
         ("x.parquet", b"PAR1 and no more", "is cut off, or is no Parquet file"),
-        ("x.parquet.gz", gzip.compress(b"x" * 999, mtime=0)[:20], "is cut off, or is no Parquet file"),
+        (
+            "x.parquet.gz",
+            gzip.compress(b"x" * 999, mtime=0)[:20],
+            "is cut off, or is no Parquet file",
+        ),
         ("x.parquet", b"", "is cut off, or is no Parquet file"),
     ],
 )

@@ -1,14 +1,16 @@
-"""Builders that the trainers' tests share: micro-batches by hand, and a slice of MovieLens."""
+"""What the trainers' tests share: micro-batches by hand, a slice of MovieLens, groups of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from features.behaviour import Behaviour, BehaviourConfig
 from streaming.artefact import Artefact
@@ -17,11 +19,13 @@ from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, SAMPLES, Append, Record
 from streaming.samples import SAMPLE_SCHEMA, encode_samples
 from streaming.sources.movielens import MovieLens
+from trainers.exchange import Exchange, PeerLost, connect
 from trainers.frequency import FrequencyConfig
 from trainers.negatives import NegativesConfig
 from trainers.trainer import TrainerConfig
 
 LOGGED_US = 1_700_000_000_000_000
+T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -83,6 +87,34 @@ def assert_same_state() -> Callable[[Artefact, Artefact], None]:
             assert table.equals(other.shards[name], check_metadata=True), name
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def together() -> Callable[..., list[Any]]:
+    """Runs something in every rank of a group, each a thread of its own; gives what each returns.
+
+    The error of a rank is raised here, that which broke the group before what came of it.
+    """
+
+    def run_all(ranks: int, run: Callable[[Exchange], T], within_s: float = 10.0) -> list[T]:
+        store = HashStore()
+
+        def of_rank(rank: int) -> T:
+            torch.set_num_threads(1)
+            exchange = connect(store, "127.0.0.1", rank, ranks, within_s)
+            try:
+                return run(exchange)
+            finally:
+                exchange.leave()  # as a process does that ends
+
+        with ThreadPoolExecutor(ranks) as pool:
+            runs = [pool.submit(of_rank, rank) for rank in range(ranks)]
+        errors = [error for error in (run.exception() for run in runs) if error is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, PeerLost)):
+            raise error
+        return [run.result() for run in runs]
+
+    return run_all
 
 
 def _record(output: Append, offset: int) -> Record:

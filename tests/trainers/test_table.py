@@ -426,6 +426,18 @@ def test_endless_new_ids_take_bounded_room() -> None:
     assert own(table) == set(range(160_000 - len(table), 160_000))
 
 
+def test_a_map_that_was_moving_arrives_also_when_only_known_ids_are_learnt() -> None:
+    table = EmbeddingTable(TableConfig(width=1))
+    while not table._map._old.size:
+        fresh = np.arange(len(table), len(table) + 10_000)
+        table.upsert(fresh, np.zeros((fresh.size, 1), np.float32))
+    known, slots = np.arange(len(table)), table._map._old.size // 2
+    for _ in range(slots // known.size + 1):
+        learn(table, known)
+    assert not table._map._old.size
+    assert len(table) == known.size
+
+
 def test_a_bound_in_bytes_is_a_bound_on_rows() -> None:
     for kind in KINDS:
         config = replace(CONFIG, optimiser=OptimiserConfig(kind), max_bytes=50_000)

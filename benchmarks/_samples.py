@@ -1,0 +1,47 @@
+"""Made-up micro-batches for benchmarks of the trainer: popular items are much more so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from streaming.samples import SAMPLE_SCHEMA
+
+HISTORY = 20
+_AT_US = 1_700_000_000_000_000
+
+
+def micro_batch(
+    number: int, size: int, users: int, items: int, known: int, liked: float = 0.0
+) -> pa.RecordBatch:
+    """A batch of samples; the same number gives the same.
+
+    Args:
+        number: of the batch, a microsecond each.
+        size: B.
+        users: how many there are.
+        items: how many there are to be recommended.
+        known: how many there are in histories, of `HISTORY` items each.
+        liked: the share of samples that are tested before they are learnt.
+    """
+    rng = np.random.default_rng(number)
+    drawn = rng.zipf(1.1, (size, HISTORY + 1)) % known
+    list_of = {name: SAMPLE_SCHEMA.field(name).type for name in ("history", "history_rewards")}
+    history = pa.FixedSizeListArray.from_arrays(pa.array(drawn[:, 1:].ravel()), HISTORY)
+    rewards = np.ones((size, HISTORY), np.float32)
+    columns = {
+        "user_id": rng.integers(users, size=size),
+        "item_id": drawn[:, 0] % items,
+        "at": pa.array(np.full(size, _AT_US + number)).cast(SAMPLE_SCHEMA.field("at").type),
+        "kind": pa.array(["click"] * size),
+        "history": history.cast(list_of["history"]),
+        "history_rewards": pa.array(rewards.tolist(), list_of["history_rewards"]),
+        "reward": np.ones(size, np.float32),
+        "label_liked": rng.random(size) < liked,
+        "logged_us": np.full(size, _AT_US + number),
+    }
+    arrays = [
+        pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type)
+        for f in SAMPLE_SCHEMA
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SAMPLE_SCHEMA)
