@@ -7,6 +7,8 @@ rounds, in each of which every rank has one or has done, and answers those of al
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 Ids = NDArray[np.int64]
+_READY_S = 0.02
 _DONE = -1  # in the place of a service's number
 # What goes with the first message, as most of it is short: bytes that are shared, and numbers of a
 # question. A message costs more than this much of one.
@@ -70,7 +73,7 @@ class Exchange:
         """Each tensor becomes the sum of those of all ranks."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self._device)
         with self._heard():
-            self._group.allreduce([flat]).wait()
+            _wait(self._group.allreduce([flat]))
         for tensor, total in zip(
             tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True
         ):
@@ -81,7 +84,7 @@ class Exchange:
         mine = mine.to(self._device)
         theirs = torch.empty(sum(of), dtype=mine.dtype, device=self._device)
         with self._heard():
-            self._group.alltoall_base(theirs, mine, list(of), list(to)).wait()
+            _wait(self._group.alltoall_base(theirs, mine, list(of), list(to)))
         return theirs
 
     def ask(self, service: int, question: Ids, counts: Ids) -> Tensor:
@@ -165,6 +168,18 @@ class Exchange:
             raise
 
 
+def _wait(work: dist.Work) -> None:
+    """Until a message is through: for a while at once ready for it, then asleep.
+
+    A thread that sleeps is woken late when others compute, and there are many messages a step. To
+    yield leaves the core to those of torch that send and receive.
+    """
+    deadline = time.perf_counter() + _READY_S
+    while not work.is_completed() and time.perf_counter() < deadline:
+        os.sched_yield()
+    work.wait()
+
+
 def connect(
     store: Store, host: str, rank: int, size: int, within_s: float, device: str = "cpu"
 ) -> Exchange:
@@ -184,6 +199,7 @@ def connect(
             options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
             options._timeout = timeout
+            options._threads = 1  # more would only hand messages on to each other
             group = dist.ProcessGroupGloo(store, rank, size, options)
         else:
             options = dist.ProcessGroupNCCL.Options()

@@ -253,7 +253,7 @@ def test_the_same_seed_is_the_same_crowd() -> None:
     asked = []
     for _ in range(2):
         with serving(FILMS) as stub:
-            visit(stub, connections=1, rate=30.0)
+            visit(stub, connections=1, rate=10.0, duration_s=2.0)  # too slow for any to give up
             asked.append([(q["user_id"][0], q["k"][0]) for q in stub.asked[:15]])
     assert asked[0] == asked[1]
     assert len(set(asked[0])) > 3
