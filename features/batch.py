@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from streaming.event_columns import NONE
 
 Ids = NDArray[np.int64]
 
@@ -47,9 +50,15 @@ class Jagged:
 
     def take(self, lists: Ids) -> Jagged:
         """The lists with these numbers."""
-        taken = Jagged.of(self.values, self.lengths[lists])
-        starts = np.repeat(self.offsets[lists] - taken.offsets[:-1], taken.lengths)
-        return Jagged(self.values[starts + np.arange(len(starts))], taken.offsets)
+        places = self.places(lists)
+        return Jagged(self.values[places.values], places.offsets)
+
+    def places(self, lists: Ids) -> Jagged:
+        """Where in `values` the lists with these numbers lie; for columns beside `values`."""
+        lengths = self.lengths[lists]
+        taken = Jagged.of(np.empty(0, np.int64), lengths)
+        starts = np.repeat(self.offsets[lists] - taken.offsets[:-1], lengths)
+        return Jagged(starts + np.arange(len(starts)), taken.offsets)
 
     def where(self, chosen: NDArray[np.bool_]) -> Jagged:
         """The same lists with only the chosen values."""
@@ -70,18 +79,102 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
+class Details:
+    """What else is known of each of m actions, each column (m,).
+
+    `kinds` are places in the recipe's `behaviour.rewards` and `scenarios` the codes of
+    `streaming.event_columns.scenario_codes`, -1 where it is not known or there was none; `at_us`
+    is 0 where it is not known; `values` are those of the events, NaN where there was none.
+    """
+
+    kinds: NDArray[np.int8]
+    at_us: Ids
+    scenarios: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+    @staticmethod
+    def unknown(actions: int) -> Details:
+        """Of so many actions of which nothing else is known, as in samples of older releases."""
+        return Details(
+            np.full(actions, NONE, np.int8),
+            np.zeros(actions, np.int64),
+            np.full(actions, NONE, np.int32),
+            np.full(actions, np.nan, np.float32),
+        )
+
+    def take(self, places: Any) -> Details:
+        """Those at these places, or where a mask (m,) says so."""
+        return Details(
+            self.kinds[places], self.at_us[places], self.scenarios[places], self.values[places]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """n lists of ids, oldest first, with a time (µs) for each value: what users searched for, word
+    by word (words with the same time are of one search), or which items they passed over.
+    """
+
+    ids: Jagged
+    at_us: Ids
+
+    @staticmethod
+    def none(lists: int) -> Moments:
+        """So many empty lists."""
+        nothing = np.empty(0, np.int64)
+        return Moments(Jagged(nothing, np.zeros(lists + 1, np.int64)), nothing)
+
+    def take(self, lists: Ids) -> Moments:
+        """The lists with these numbers."""
+        places = self.ids.places(lists)
+        return Moments(
+            Jagged(self.ids.values[places.values], places.offsets), self.at_us[places.values]
+        )
+
+
+_UNKNOWN, _NONE = Details.unknown(0), Moments.none(0)
+
+
+@dataclass(frozen=True, slots=True)
 class Users:
-    """n users as a model sees them; `rewards` has one entry for each value of `history`."""
+    """n users as a model sees them; `rewards` and `details` have one entry for each value of
+    `history`. What is not given is not known of anybody.
+    """
 
     ids: Ids
     history: Jagged
     rewards: NDArray[np.float32]
+    details: Details = _UNKNOWN
+    searched: Moments = _NONE
+    passed_over: Moments = _NONE
+
+    def __post_init__(self) -> None:
+        if self.details is _UNKNOWN:
+            object.__setattr__(self, "details", Details.unknown(len(self.rewards)))
+        for name in ("searched", "passed_over"):
+            if getattr(self, name) is _NONE:
+                object.__setattr__(self, name, Moments.none(len(self.ids)))
 
     def take(self, rows: Ids) -> Users:
         """The users with these numbers."""
-        numbered = Jagged(np.arange(len(self.rewards)), self.history.offsets).take(rows)
-        history = Jagged(self.history.values[numbered.values], numbered.offsets)
-        return Users(self.ids[rows], history, self.rewards[numbered.values])
+        places = self.history.places(rows)
+        return Users(
+            self.ids[rows],
+            Jagged(self.history.values[places.values], places.offsets),
+            self.rewards[places.values],
+            self.details.take(places.values),
+            self.searched.take(rows),
+            self.passed_over.take(rows),
+        )
+
+    def where(self, chosen: NDArray[np.bool_]) -> Users:
+        """The same users with only the chosen actions (m,) of their histories."""
+        return replace(
+            self,
+            history=self.history.where(chosen),
+            rewards=self.rewards[chosen],
+            details=self.details.take(chosen),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +192,47 @@ def read_samples(batch: pa.RecordBatch) -> Samples:
     """The rows of a micro-batch that are actions: what a retrieval model learns from."""
     rows = batch.filter(pc.and_(batch["user_id"].is_valid(), batch["reward"].is_valid()))
     return Samples(
-        Users(
-            rows["user_id"].to_numpy(),
-            Jagged.from_column(rows["history"]),
-            rows["history_rewards"].flatten().to_numpy(zero_copy_only=False),
-        ),
+        read_users(rows),
         rows["item_id"].to_numpy(),
         rows["reward"].to_numpy(),
         rows["label_liked"].fill_null(False).to_numpy(zero_copy_only=False),
         rows["at"].cast(pa.int64()).to_numpy(),
     )
+
+
+def read_users(rows: pa.RecordBatch) -> Users:
+    """The users of rows that are samples, as each was known at the moment of his row."""
+    history = Jagged.from_column(rows["history"])
+    return Users(
+        rows["user_id"].to_numpy(),
+        history,
+        rows["history_rewards"].flatten().to_numpy(zero_copy_only=False),
+        Details(
+            _beside(history, rows["history_kinds"], NONE),
+            _beside(history, rows["history_at_us"], 0),
+            _beside(history, rows["history_scenarios"], NONE),
+            _beside(history, rows["history_values"], np.nan),
+        ),
+        _moments(rows["searched"], rows["searched_at_us"]),
+        _moments(rows["passed_over"], rows["passed_over_at_us"]),
+    )
+
+
+def _moments(ids: pa.ListArray, at_us: pa.ListArray) -> Moments:
+    lists = Jagged.from_column(ids)
+    return Moments(lists, _beside(lists, at_us, 0))
+
+
+def _beside(lists: Jagged, column: pa.ListArray, absent: float) -> NDArray[Any]:
+    """The values of a list column, one for each value of `lists`; `absent` where a row has none."""
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    known = lengths == lists.lengths
+    if known.all():
+        return values
+    found = np.full(len(lists.values), absent, values.dtype)
+    found[np.repeat(known, lists.lengths)] = values[np.repeat(known, lengths)]
+    return found
 
 
 def read_declarations(batch: pa.RecordBatch) -> Items:

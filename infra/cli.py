@@ -15,6 +15,7 @@ from infra import (
     archive_command,
     daily_command,
     edge_commands,
+    features_command,
     replay_command,
     topics_command,
     visitors_command,
@@ -41,6 +42,7 @@ app.command()(replay_command.replay)
 app.command()(daily_command.daily)
 app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
+app.add_typer(features_command.features, name="features")
 app.command()(visitors_command.visitors)
 
 

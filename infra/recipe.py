@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
+from features.catalog import CatalogConfig
+from features.store_config import StoreConfig
 from infra.home import Learning
 from infra.recipe_file import RECIPES, read_recipe
 from serving.api import ApiConfig
@@ -40,6 +42,8 @@ class Recipe:
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     joiner: JoinerConfig = field(default_factory=JoinerConfig)
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    features: StoreConfig = field(default_factory=StoreConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     serving: ApiConfig = field(default_factory=ApiConfig)

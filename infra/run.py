@@ -15,6 +15,7 @@ import torch
 import uvicorn
 
 from features.catalog import Catalog
+from features.freshness import saved_freshness
 from features.store import FeastStore
 from infra.home import Home, Learning
 from infra.progress import Reporter
@@ -82,7 +83,7 @@ class System:
         """Everything is up inside the block, except that Ray may still be starting its actors."""
         with ExitStack() as stack:
             stack.callback(self.log.close)
-            features = FeastStore(self._home.features)
+            features = FeastStore(self._home.features, self._recipe.features)
             features.apply()
             catalog_loop = self._make_catalog_loop()
             catalog = catalog_loop.step
@@ -149,6 +150,7 @@ class System:
             },
             "events_per_s": self._events_per_s,
             "served_version": None if info is None else info.name,
+            "features": saved_freshness(self._home.features),
             "restarts": self.workers.restarts,
         }
 
@@ -208,7 +210,11 @@ class System:
             "catalog",
             [EVENTS],
             lambda state: Catalog(
-                self._recipe.events, self._recipe.behaviour, self._recipe.aggregator, state
+                self._recipe.events,
+                self._recipe.behaviour,
+                self._recipe.aggregator,
+                state,
+                self._recipe.catalog,
             ),
             self._home.cuts("catalog"),
             config=self._recipe.loop,
@@ -298,6 +304,7 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
             _refuse_fresh_on_a_shared_log(home)
             home.clear()
             home.make()
+            FeastStore(home.features, recipe.features).clear()
         if realtime:
             locks.enter_context(home.locked_for_training("headrace run"))
         log_to_file(home.log_file("run"))

@@ -55,7 +55,7 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     from features.aggregator import Aggregator
     from features.store import FeastStore
 
-    store = FeastStore(home.features)
+    store = FeastStore(home.features, recipe.features)
     store.apply()
     return Loop(
         log,

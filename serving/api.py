@@ -204,8 +204,13 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         """For Prometheus."""
-        for group, lag in (service.status().get("lag") or {}).items():
+        status = service.status()
+        for group, lag in (status.get("lag") or {}).items():
             service.metrics.lag.labels(group).set(lag)
+        for view, figures in (status.get("features") or {}).items():
+            for quantile, name in (("0.5", "age_p50_s"), ("0.99", "age_p99_s")):
+                if name in figures:
+                    service.metrics.features_age.labels(view, quantile).set(figures[name])
         text, content_type = service.metrics.exposition()
         return Response(text, media_type=content_type)
 

@@ -76,6 +76,12 @@ class ServingMetrics:
             ["group"],
             registry=self.registry,
         )
+        self.features_age = Gauge(
+            "headrace_features_age_seconds",
+            "From an event reaching the log to the feature store answering with it, lately.",
+            ["view", "quantile"],
+            registry=self.registry,
+        )
 
     def exposition(self) -> tuple[bytes, str]:
         """Everything in the text form of Prometheus, and its content type."""

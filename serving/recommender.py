@@ -21,7 +21,7 @@ Found = tuple[int, float, str]  # item, score, who proposed it
 
 
 class OnlineFeatures(Protocol):
-    """Reads the newest features of entities; None in all of them for an unknown one."""
+    """Reads the newest features of entities; the defaults of the view for an unknown one."""
 
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]: ...
 

@@ -25,7 +25,7 @@ from streaming.archive import Archive, Part, day_name, offsets_in
 from streaming.archive_writer import split_by_day
 from streaming.errors import ArtefactCorrupt
 from streaming.log import NOBODY, SAMPLES, Log, Positions, Record, TopicPartition
-from streaming.samples import SAMPLE_SCHEMA, decode_samples, encode_samples, sample_schema
+from streaming.samples import LATER, SAMPLE_SCHEMA, decode_samples, encode_samples, sample_schema
 
 _ROWS_AT_ONCE = 16_384
 _RECORDS_AT_ONCE = 256
@@ -184,9 +184,13 @@ def _records(file: _File, place: TopicPartition, position: int) -> Iterator[Arch
     for offset, rows in _by_offset(_batches(file)):
         if offset >= position:
             with _damage_named(file.part):
-                samples = pa.RecordBatch.from_arrays(
-                    [rows[f.name].cast(f.type) for f in schema], schema=schema
-                )
+                arrays = [
+                    pa.nulls(len(rows), f.type)
+                    if f.name in LATER and f.name not in names
+                    else rows[f.name].cast(f.type)
+                    for f in schema
+                ]
+                samples = pa.RecordBatch.from_arrays(arrays, schema=schema)
                 samples.validate(full=True)
             logged_us = pc.max(samples["logged_us"]).as_py()
             value = encode_samples(samples).value

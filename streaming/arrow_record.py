@@ -9,8 +9,9 @@ from pyarrow import types
 
 STREAM_STARTS = b"\xff\xff\xff\xff"  # the bytes that no JSON begins with
 MOST_ROWS = 1_000_000  # a few bytes can claim any number of rows
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
-_ALONE = pa.ipc.IpcReadOptions(use_threads=False)  # for so few bytes a second thread takes longer
+# For so few bytes other threads take longer: to compress a column many times as long.
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_ALONE = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 def encode_batch(batch: pa.RecordBatch) -> bytes:

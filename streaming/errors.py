@@ -9,6 +9,7 @@ HeadraceError
 │   ├── LogFull          no space is left for it
 │   └── Fenced           another process has taken over this consumer's work
 ├── TableFull            no space is left for rows that are kept on disk
+├── FeatureError         not what was declared, or no store to keep it (`features.definitions`)
 └── ArtefactError        a cut or a version on disk
     └── ArtefactCorrupt  it is incomplete, or a byte of it is not the one written
 

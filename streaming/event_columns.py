@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +12,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streaming.ids import stable_ids
+from streaming.rings import Lists
 
 Ids = NDArray[np.int64]
 NONE = -1  # where an event has no such id, position or scenario
+# An action as it is kept of its user. `kind` is its place among the kinds that are actions,
+# `scenario` a code (`scenario_codes`), `value` NaN where the event had none.
+ACTION = np.dtype(
+    [
+        ("item", np.int64),
+        ("at_us", np.int64),
+        ("value", np.float32),
+        ("reward", np.float32),
+        ("scenario", np.int32),
+        ("kind", np.int32),
+    ]
+)
+# Something else that is kept of a user: a word that was searched for, an item that was passed over.
+MOMENT = np.dtype([("id", np.int64), ("at_us", np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +51,7 @@ class EventColumns:
     value: NDArray[np.float64]
     at_us: Ids
     logged_us: Ids
+    query: pa.StringArray
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -42,7 +60,8 @@ class EventColumns:
 @dataclass(frozen=True, slots=True)
 class Actions:
     """What users did, in order: the rows (k,) of the events that are actions, and of each who,
-    on what, how much it says that the item pleased (0 to 1), and when.
+    on what, how much it says that the item pleased (0 to 1), and when; then the other fields of
+    `ACTION`, (k,) too or one for all.
     """
 
     rows: Ids
@@ -50,15 +69,42 @@ class Actions:
     item_id: Ids
     reward: NDArray[np.float32]
     at_us: Ids
+    kind: NDArray[np.int32] | int = NONE
+    scenario: NDArray[np.int32] | int = NONE
+    value: NDArray[np.float32] | float = float("nan")
+
+    def records(self) -> NDArray[Any]:
+        """As they are kept, (k,) of `ACTION`."""
+        records = np.empty(len(self.rows), ACTION)
+        records["item"], records["at_us"], records["reward"] = (
+            self.item_id, self.at_us, self.reward,
+        )  # fmt: skip
+        records["kind"], records["scenario"], records["value"] = (
+            self.kind, self.scenario, self.value,
+        )  # fmt: skip
+        return records
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What users searched for, word by word in order: the rows (w,) of the events, not all
+    different, and of each who, and the word as `MOMENT`, its id and when.
+    """
+
+    rows: Ids
+    user_id: Ids
+    words: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """m lists of a user's actions, oldest first: list i is `offsets[i]` to `offsets[i + 1]`."""
+    """What m users did and searched for, oldest first: lists of `ACTION`, and of words as `MOMENT`.
 
-    offsets: Ids
-    items: Ids
-    rewards: NDArray[np.float32]
+    Words with the same time are of one search.
+    """
+
+    actions: Lists
+    searches: Lists
 
 
 def event_columns(events: pa.RecordBatch, logged_us: Ids) -> EventColumns:
@@ -77,7 +123,18 @@ def event_columns(events: pa.RecordBatch, logged_us: Ids) -> EventColumns:
         pc.fill_null(events["value"], float("nan")).to_numpy(zero_copy_only=False),
         events["at"].cast(pa.int64()).to_numpy(zero_copy_only=False),
         logged_us,
+        events["query"],
     )
+
+
+def scenario_codes(scenarios: Sequence[str]) -> NDArray[np.int32]:
+    """The same not negative number for a scenario in every process: the upper bits of its stable
+    id, shape (n,). Of 1,000 scenarios two share one with a probability of 0.02%.
+
+    >>> scenario_codes(["home", "search"]).tolist()
+    [705456213, 1316664091]
+    """
+    return (stable_ids(scenarios) >> 32).astype(np.int32)
 
 
 def _stable(texts: pa.StringArray) -> Ids:

@@ -4,7 +4,8 @@ An impression opens when it is seen and is held under its request and item. Feed
 of its labels at once. When the window of a label ends undecided, the label is negative, and so is
 every label that must come *after* it: who did not click did not buy. What was decided stays for
 a while, so that a late label still finds its impression; then it is forgotten. Feedback that
-comes before its impression waits for it.
+comes before its impression waits for it. An impression of which nothing came by the time when its
+last label was decided is one that its user passed over: the newest of these are kept of him too.
 
 Every due time is the opening (or the arrival) plus a constant, so that each kind of waiting is a
 first-in-first-out queue, and a turn costs nothing for what is not due.
@@ -14,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from streaming.artefact import Artefact
 from streaming.errors import ConfigError
-from streaming.event_columns import Histories, Ids
+from streaming.event_columns import ACTION, MOMENT, Histories, Ids
 from streaming.join_kernels import (
     COUNTED,
     COUNTS,
@@ -42,8 +44,10 @@ from streaming.join_kernels import (
 )
 from streaming.kernels import EMPTY, grown, has_room, rehash
 from streaming.kernels import slots_for as map_for
+from streaming.rings import Lists, Rings
 
 _ROWS_AT_ONCE = 8_192
+_KEPT = ("actions", "searches", "passed_over")  # of a history, as HISTORY names how many there are
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class ImpressionsConfig:
     `remember_s` after its last label was decided: what comes later than that is learnt as an
     action without an impression. `keep_negatives` of the impressions give negative samples at
     all: which ones depends on request and item only. Beyond `most_open` impressions, or
-    `most_waiting` feedbacks, the oldest are let go. All times are event times.
+    `most_waiting` feedbacks, the oldest are let go. Of each user, of at most `users`, the newest
+    `passed_over` items that were shown in vain are kept. All times are event times.
     """
 
     labels: Mapping[str, Label] = field(
@@ -88,6 +93,8 @@ class ImpressionsConfig:
     keep_negatives: float = 1.0
     most_open: PositiveInt = 2_000_000
     most_waiting: PositiveInt = 200_000
+    passed_over: NonNegativeInt = 10
+    users: PositiveInt = 1_000_000
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_negatives <= 1:
@@ -127,22 +134,25 @@ class ImpressionsConfig:
 @dataclass(frozen=True, slots=True)
 class Rows:
     """n rows that left: `rows` with the fields of ROW, `labels` (n, labels) with NaN where a
-    label is not known, and the history of each.
+    label is not known, and the histories of each; `passed_over` has what was shown in vain.
     """
 
     rows: NDArray[Any]
     labels: NDArray[np.float32]
     histories: Histories
+    passed_over: Lists
 
 
 class Impressions:
-    """All open impressions and waiting feedback of one partition; bounded, and in the cut."""
+    """All open impressions and waiting feedback of one partition; bounded, and in the cut.
+
+    At most `length` actions and `words` searched for are held of a user's histories.
+    """
 
     def __init__(
-        self, config: ImpressionsConfig, length: int, state: Artefact | None = None
+        self, config: ImpressionsConfig, length: int, words: int, state: Artefact | None = None
     ) -> None:
         self._config = config
-        self._length = length
         self._rules = _rules(config)
         self._most = (config.most_open, config.most_waiting)
         self._meta = np.zeros(COUNTS + len(COUNTED), np.int64)
@@ -153,14 +163,17 @@ class Impressions:
         self._open = np.zeros(64, OPEN)
         self._waiting = np.zeros(64, WAITING)
         self._histories = np.zeros(64, HISTORY)
-        self._items = np.zeros((64, length), np.int64)
-        self._rewards = np.zeros((64, length), np.float32)
+        # What the histories hold, in the order of `_KEPT`.
+        shapes = ((length, ACTION), (words, MOMENT), (config.passed_over, MOMENT))
+        self._kept = tuple(np.zeros((64, most), dtype) for most, dtype in shapes)
+        self._passed_over = Rings(MOMENT, config.passed_over, config.users)
         self._out = (
             np.zeros(_ROWS_AT_ONCE, ROW),
             np.empty((_ROWS_AT_ONCE, max(1, len(config.labels))), np.float32),
-            np.zeros(_ROWS_AT_ONCE + 1, np.int64),
-            np.empty(_ROWS_AT_ONCE * length, np.int64),
-            np.empty(_ROWS_AT_ONCE * length, np.float32),
+            tuple(
+                (np.zeros(_ROWS_AT_ONCE + 1, np.int64), np.empty(_ROWS_AT_ONCE * most, dtype))
+                for most, dtype in shapes
+            ),
         )
         if state is not None:
             self._restore(state)
@@ -190,43 +203,55 @@ class Impressions:
     @property
     def nbytes(self) -> int:
         """The memory of everything that is held."""
-        return sum(array.nbytes for array in (*self._state(), *self._out))
+        keys, requests, open_, waiting, histories, kept, passed_over, queues, meta = self._state()
+        rows, labels, lists = self._out
+        arrays = (keys, requests, open_, waiting, histories, *kept, *passed_over, queues, meta)
+        return sum(array.nbytes for array in (*arrays, rows, labels, *chain(*lists)))
 
     def take(self, events: NDArray[Any], histories: Histories) -> Iterator[Rows]:
         """Takes events with the fields of EVENT; yields the rows that leave, in order."""
-        asked = (histories.offsets, histories.items, histories.rewards)
+        asked = tuple((of.offsets, of.records) for of in (histories.actions, histories.searches))
         self._make_room(len(events))
         done = 0
         while done < len(events):
+            self._passed_over.make_room(1)
             done, size = run((self._state(), self._rules, events, asked, self._out), done)
             if size:
-                rows, labels, offsets, items, rewards = self._out
-                # Copies, for the next run writes over what Arrow would only refer to.
-                end = offsets[size]
-                left = Histories(
-                    offsets[: size + 1].copy(), items[:end].copy(), rewards[:end].copy()
-                )
-                known = labels[:size, : len(self._config.labels)]
-                yield Rows(rows[:size].copy(), known.copy(), left)
+                yield self._left(size)
+
+    def _left(self, size: int) -> Rows:
+        """Copies of the rows, for the next run writes over what Arrow would only refer to."""
+        rows, labels, lists = self._out
+        actions, searches, passed_over = (
+            Lists(offsets[: size + 1].copy(), records[: offsets[size]].copy())
+            for offsets, records in lists
+        )
+        known = labels[:size, : len(self._config.labels)].copy()
+        return Rows(rows[:size].copy(), known, Histories(actions, searches), passed_over)
 
     def tables(self) -> dict[str, pa.Table]:
         """All of the state."""
         slots, waiters, histories = self._meta[[SLOTS + 1, WAITERS + 1, HISTORIES + 1]]
-        kept = np.arange(self._length) < self._histories["size"][:histories, None]
-        kept &= self._histories["holders"][:histories, None] > 0
-        offsets = pa.array(np.append(0, np.cumsum(kept.sum(axis=1))), pa.int32())
-        contents = {
-            "items": pa.ListArray.from_arrays(offsets, pa.array(self._items[:histories][kept])),
-            "rewards": pa.ListArray.from_arrays(offsets, pa.array(self._rewards[:histories][kept])),
-        }
         return {
             "impressions": _table(self._open[:slots]),
             "impressions-waiting": _table(self._waiting[:waiters]),
-            "impressions-histories": pa.table({**_fields(self._histories[:histories]), **contents}),
+            "impressions-histories": _table(self._histories[:histories]),
+            **{f"impressions-{name}": self._kept_table(name, histories) for name in _KEPT},
+            "impressions-passed-over": self._passed_over.table(),
             "impressions-labels": self._labels_table(),
             "impressions-meta": pa.table({"meta": self._meta.copy()}),
             "impressions-queues": pa.table({"ends": self._queues.flatten()}),
         }
+
+    def _kept_table(self, name: str, histories: int) -> pa.Table:
+        """What the first histories hold of one sort, each field a list column."""
+        held = self._histories[:histories]
+        records = self._kept[_KEPT.index(name)][:histories]
+        sizes = np.where(held["holders"] > 0, held[name], 0)
+        offsets = np.append(0, np.cumsum(sizes))
+        return pa.table(
+            Lists(offsets, records[np.arange(records.shape[1]) < sizes[:, None]]).columns()
+        )
 
     def _labels_table(self) -> pa.Table:
         """What the bits and the queues of the state stand for."""
@@ -235,10 +260,10 @@ class Impressions:
         return pa.table({"label": pa.array(list(labels), pa.string()),
                          "window_s": pa.array(windows_s, pa.float64())})  # fmt: skip
 
-    def _state(self) -> tuple[NDArray[Any], ...]:
+    def _state(self) -> tuple[Any, ...]:
         return (
             *(self._keys, self._requests, self._open, self._waiting, self._histories),
-            *(self._items, self._rewards, self._queues, self._meta),
+            *(self._kept, self._passed_over.arrays, self._queues, self._meta),
         )
 
     def _make_room(self, events: int) -> None:
@@ -248,9 +273,8 @@ class Impressions:
         self._open = _roomy(self._open, min(open_ + events, most_open))
         self._waiting = _roomy(self._waiting, min(waiting + events, most_waiting))
         self._histories = _roomy(self._histories, histories + events)
-        if len(self._items) < len(self._histories):
-            self._items = grown(self._items, len(self._histories))
-            self._rewards = grown(self._rewards, len(self._histories))
+        if len(self._kept[0]) < len(self._histories):
+            self._kept = tuple(grown(array, len(self._histories)) for array in self._kept)
         self._keys = _roomy_map(self._keys, open_ + waiting + events)
         self._requests = _roomy_map(self._requests, histories + events)
 
@@ -267,18 +291,22 @@ class Impressions:
         self._waiting = _records(shards["impressions-waiting"], WAITING)
         self._histories = _records(shards["impressions-histories"], HISTORY)
         self._make_room(0)
-        self._restore_histories(shards["impressions-histories"])
+        for name, records in zip(_KEPT, self._kept, strict=True):
+            self._restore_kept(name, records, shards[f"impressions-{name}"])
+        self._passed_over.restore(shards["impressions-passed-over"])
         fill_maps(self._state())
 
-    def _restore_histories(self, contents: pa.Table) -> None:
-        """The newest of each, where `length` is shorter than it was."""
-        self._histories["size"] = np.minimum(self._histories["size"], self._length)
-        lengths = contents["items"].combine_chunks().value_lengths().to_numpy()
-        behind = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
-        kept = np.arange(self._length) < lengths[:, None]
-        for name, places in (("items", self._items), ("rewards", self._rewards)):
-            values = contents[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            places[: len(kept)][kept] = values[behind <= self._length]
+    def _restore_kept(self, name: str, records: NDArray[Any], contents: pa.Table) -> None:
+        """The newest of each history, where less of it is held than was."""
+        most = records.shape[1]
+        self._histories[name] = np.minimum(self._histories[name], most)
+        for field_name in records.dtype.names or ():
+            column = contents[field_name].combine_chunks()
+            values = column.flatten().to_numpy(zero_copy_only=False)
+            lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+            behind = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())
+            kept = np.arange(most) < lengths[:, None]
+            records[field_name][: len(kept)][kept] = values[behind <= most]
 
 
 def _rules(config: ImpressionsConfig) -> Any:

@@ -3,13 +3,16 @@
 Everything is held in pools, arrays of records chained through `next`: by a list of the free ones
 and by one queue for each kind of waiting. The functions pass on `join`, which is
 
-* `state`: (keys, requests, open, waiting, histories, items, rewards, queues, meta), where `keys`
+* `state`: (keys, requests, open, waiting, histories, kept, passed_over, queues, meta), where `keys`
   leads from a key to the slot of its impression, or as -2 - n to the first feedback that waits
-  for it, and `requests` from a request to the history that its impressions share;
+  for it, and `requests` from a request to the history that its impressions share; `kept` is what
+  the histories hold, an array each for actions, words that were searched for, and items that were
+  passed over; the last are collected here, in the rings `passed_over`;
 * `rules`: one record with the fields of RULES;
 * `events`: with the fields of EVENT;
-* `asked`: (offsets, items, rewards) of the histories handed in beside the events;
-* `out`: (rows, labels, offsets, items, rewards), filled from the front.
+* `asked`: (offsets, records) of actions and of searches, handed in beside the events;
+* `out`: (rows, labels, histories), filled from the front; `histories` are (offsets, records) of
+  actions, searches and items passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +22,18 @@ from typing import Any
 import numpy as np
 
 from streaming.event_columns import NONE, Ids
-from streaming.kernels import EMPTY, compiled, get, internal, mix, put, remove
+from streaming.kernels import (
+    EMPTY,
+    compiled_in_place,
+    get,
+    home,
+    internal_in_place,
+    mix,
+    put,
+    remove,
+)
+from streaming.prefetch import AHEAD, prefetch
+from streaming.rings import are_full, copy_of, new_place
 
 # What is known of everything that is held.
 _HELD = [
@@ -56,7 +70,9 @@ WAITING = np.dtype(
 HISTORY = np.dtype(
     [
         ("request_id", np.int64),  # NONE for one that only a waiting feedback holds
-        ("size", np.int32),
+        ("actions", np.int32),  # how many it has
+        ("searches", np.int32),
+        ("passed_over", np.int32),
         ("holders", np.int32),
         ("next", np.int32),  # in the list of free ones
     ]
@@ -130,18 +146,22 @@ _SPARE_ROWS = _MOST_SIBLINGS + 2  # what one event may make leave, beside what i
 _NEVER = np.iinfo(np.int64).max
 
 
-@compiled
+@compiled_in_place
 def run(join: Any, start: int) -> Any:
-    """Takes events from number `start` on, as long as there is room for what leaves.
+    """Takes events from number `start` on, as long as there is room for what leaves, and for
+    users who pass over something.
 
     Returns the number of the next event, and how many rows left.
     """
     state, _, events, _, out = join
     size = 0
     for i in range(start, events.size):
+        if i + AHEAD < events.size and events[i + AHEAD].does != NOTHING:
+            key = _key(events[i + AHEAD].request_id, events[i + AHEAD].item_id)
+            _prefetch_key(state[0], key)
         queue = _due(state, events[i].now_us)
         while queue != EMPTY:
-            if size >= out[0].size - _SPARE_ROWS:
+            if size >= out[0].size - _SPARE_ROWS or are_full(state[6]):
                 return i, size
             size = _settle(join, i, size, queue)
             queue = _due(state, events[i].now_us)
@@ -154,7 +174,7 @@ def run(join: Any, start: int) -> Any:
     return events.size, size
 
 
-@internal
+@internal_in_place
 def _due(state: Any, now_us: int) -> int:
     """The queue whose first entry is due earliest, and before now; EMPTY if there is none."""
     open_, waiting, queues = state[2], state[3], state[7]
@@ -169,7 +189,7 @@ def _due(state: Any, now_us: int) -> int:
     return found
 
 
-@internal
+@internal_in_place
 def _settle(join: Any, i: int, size: int, queue: int) -> int:
     """Deals with the first entry of a queue, which is due."""
     state, rules, events, _, out = join
@@ -179,14 +199,18 @@ def _settle(join: Any, i: int, size: int, queue: int) -> int:
         return _give_up(state, out, i, size)
     slot = _pop(open_, queues, queue)
     if queue == windows:
+        _prefetch_first(state, queue)
         _forget(state, slot)
         return size
+    _prefetch_first(state, queue)
     negative = _undecided(open_[slot], rules, queue)
     open_[slot].decided |= negative
     all_labels = np.uint32((1 << rules.labels) - 1)
     if open_[slot].decided == all_labels:
         open_[slot].due_us = events[i].now_us + rules.remember_us
         _push(open_, queues, windows, slot)
+        if open_[slot].positive == 0:
+            _pass_over(state, open_[slot])
     else:
         open_[slot].due_us = open_[slot].opened_us + rules.window_us[queue + 1]
         _push(open_, queues, queue + 1, slot)
@@ -205,7 +229,32 @@ def _settle(join: Any, i: int, size: int, queue: int) -> int:
     return size
 
 
-@internal
+@internal_in_place
+def _prefetch_key(slots: Ids, key: int) -> None:
+    prefetch(slots, 2 * int(np.int64(home(key, np.uint64(slots.size // 2)))))
+
+
+@internal_in_place
+def _prefetch_first(state: Any, queue: int) -> None:
+    """Asks for what the next entry of a queue will need, and for the one behind it."""
+    open_, first = state[2], state[7][queue, 0]
+    if first != EMPTY:
+        _prefetch_key(state[0], open_[first].key)
+        prefetch(state[4], open_[first].history)
+        prefetch(open_, open_[first].next)
+
+
+@internal_in_place
+def _pass_over(state: Any, impression: Any) -> None:
+    """Notes that an item was shown, and that nothing came of it."""
+    records = state[6][3]
+    if records.shape[1] > 0:
+        row, place = new_place(state[6], impression.user_id, impression.at_us)
+        records[row, place].id = impression.item_id
+        records[row, place].at_us = impression.at_us
+
+
+@internal_in_place
 def _undecided(impression: Any, rules: Any, window: int) -> Any:
     """The labels that the end of a window decides: its own, and those that follow a negative."""
     follow = rules.follow
@@ -218,7 +267,7 @@ def _undecided(impression: Any, rules: Any, window: int) -> Any:
     return ended
 
 
-@internal
+@internal_in_place
 def _implied(positive: Any, rules: Any) -> Any:
     """The labels that must have been positive, for one that follows them was."""
     implied = np.uint32(0)
@@ -228,7 +277,7 @@ def _implied(positive: Any, rules: Any) -> Any:
     return implied
 
 
-@internal
+@internal_in_place
 def _show(join: Any, i: int, size: int) -> int:
     """Opens an impression, and meets it with the feedback that was waiting."""
     state, rules, events, asked, out = join
@@ -262,7 +311,7 @@ def _show(join: Any, i: int, size: int) -> int:
     meta[_OPENED] += 1
     waiter = -2 - held if held < EMPTY else EMPTY
     if waiter == EMPTY:
-        impression.history = _hold_request(state, request, asked, events[i].history)
+        impression.history = _hold_request(state, request, asked, events[i])
     else:  # as it was before the feedback, which must not be told of itself
         impression.history = waiting[waiter].history
         state[4][impression.history].holders += 1
@@ -278,7 +327,7 @@ def _show(join: Any, i: int, size: int) -> int:
     return size
 
 
-@internal
+@internal_in_place
 def _act(join: Any, i: int, size: int) -> int:
     """An action: feedback on an impression, or organic."""
     state, rules, events, _, out = join
@@ -302,7 +351,7 @@ def _act(join: Any, i: int, size: int) -> int:
     return _emit_event(join, i, size)
 
 
-@internal
+@internal_in_place
 def _decide(state: Any, out: Any, event: int, size: int, slot: int, told: Any) -> int:
     """A label of an impression became positive; a second time is a repeat and changes nothing."""
     open_, meta = state[2], state[8]
@@ -320,7 +369,7 @@ def _decide(state: Any, out: Any, event: int, size: int, slot: int, told: Any) -
     return size
 
 
-@internal
+@internal_in_place
 def _wait(join: Any, i: int, key: int) -> bool:
     """Lets feedback wait for its impression; False if too much of it waits for that one."""
     state, rules, events, asked, _ = join
@@ -343,7 +392,7 @@ def _wait(join: Any, i: int, key: int) -> bool:
     feedback.due_us = events[i].now_us + rules.wait_us
     feedback.sibling = EMPTY
     feedback.first = 1 if last == EMPTY else 0
-    feedback.history = _keep_history(state, NONE, asked, events[i].history)
+    feedback.history = _keep_history(state, NONE, asked, events[i])
     if last == EMPTY:
         put(keys, key, -2 - new)
     else:
@@ -352,7 +401,7 @@ def _wait(join: Any, i: int, key: int) -> bool:
     return True
 
 
-@internal
+@internal_in_place
 def _give_up(state: Any, out: Any, event: int, size: int) -> int:
     """The first that waits has waited long enough: it leaves as an action without impression."""
     keys, waiting, queues, meta = state[0], state[3], state[7], state[8]
@@ -375,7 +424,7 @@ def _give_up(state: Any, out: Any, event: int, size: int) -> int:
     return size
 
 
-@compiled
+@compiled_in_place
 def first_unmet(waiting: Any, waiter: int) -> int:
     """The first from here on that still waits for its impression; EMPTY if none does."""
     while waiter != EMPTY and waiting[waiter].key == EMPTY:
@@ -383,7 +432,7 @@ def first_unmet(waiting: Any, waiter: int) -> int:
     return waiter
 
 
-@internal
+@internal_in_place
 def _crowd_out(state: Any) -> None:
     """Makes a place: first of what is only remembered, then of what has been open longest."""
     open_, queues, meta = state[2], state[7], state[8]
@@ -398,7 +447,7 @@ def _crowd_out(state: Any) -> None:
     _forget(state, _pop(open_, queues, chosen))
 
 
-@internal
+@internal_in_place
 def _forget(state: Any, slot: int) -> None:
     remove(state[0], state[2][slot].key)
     _release(state, state[2][slot].history)
@@ -409,34 +458,44 @@ def _forget(state: Any, slot: int) -> None:
 # Histories: one for all impressions of a request
 
 
-@internal
-def _hold_request(state: Any, request: int, asked: Any, number: int) -> int:
+@internal_in_place
+def _hold_request(state: Any, request: int, asked: Any, event: Any) -> int:
     requests, histories = state[1], state[4]
     place = get(requests, request)
     if place == EMPTY:
-        place = _keep_history(state, request, asked, number)
+        place = _keep_history(state, request, asked, event)
         put(requests, request, place)
     else:
         histories[place].holders += 1
     return place
 
 
-@internal
-def _keep_history(state: Any, request: int, asked: Any, number: int) -> int:
-    histories, items, rewards, meta = state[4], state[5], state[6], state[8]
+@internal_in_place
+def _keep_history(state: Any, request: int, asked: Any, event: Any) -> int:
+    """Holds what the user of an event did, searched for and passed over before it."""
+    histories, kept, passed_over, meta = state[4], state[5], state[6], state[8]
     place = _allocate(histories, meta, HISTORIES)
-    histories[place].request_id = request
-    histories[place].holders = 1
-    end = asked[0][number + 1]
-    size = min(end - asked[0][number], items.shape[1])  # the newest of them
-    for i in range(size):
-        items[place, i] = asked[1][end - size + i]
-        rewards[place, i] = asked[2][end - size + i]
-    histories[place].size = size
+    history = histories[place]
+    history.request_id = request
+    history.holders = 1
+    history.actions = _newest(asked[0], event.history, kept[0].shape[1], kept[0][place])
+    history.searches = _newest(asked[1], event.history, kept[1].shape[1], kept[1][place])
+    history.passed_over = copy_of(passed_over, event.user_id, kept[2][place])
     return place
 
 
-@internal
+@internal_in_place
+def _newest(lists: Any, number: int, most: int, to: Any) -> int:
+    """Writes the newest of a list to `to`; returns how many that are."""
+    offsets, records = lists
+    end = offsets[number + 1]
+    size = int(min(end - offsets[number], most))
+    for i in range(size):
+        to[i] = records[end - size + i]
+    return size
+
+
+@internal_in_place
 def _release(state: Any, place: int) -> None:
     histories = state[4]
     histories[place].holders -= 1
@@ -449,13 +508,13 @@ def _release(state: Any, place: int) -> None:
 # Rows on their way out
 
 
-@internal
+@internal_in_place
 def _emit_event(join: Any, i: int, size: int) -> int:
     """An action without an impression, with the history handed in beside it."""
     state, _, events, asked, out = join
     if np.isnan(events[i].reward):  # a label and no action: of use with its impression only
         return size
-    rows, labels, offsets, items, rewards = out
+    rows, labels, histories = out
     row = rows[size]
     row.event, row.kind, row.reward, row.joined = i, events[i].kind, events[i].reward, False
     row.user_id, row.item_id, row.request_id = (
@@ -465,36 +524,51 @@ def _emit_event(join: Any, i: int, size: int) -> int:
     )
     row.position, row.scenario, row.at_us = events[i].position, events[i].scenario, events[i].at_us
     labels[size] = np.nan
-    start, end = offsets[size], asked[0][events[i].history + 1]
-    length = min(end - asked[0][events[i].history], state[5].shape[1])  # the newest of them
-    for k in range(length):
-        items[start + k] = asked[1][end - length + k]
-        rewards[start + k] = asked[2][end - length + k]
-    offsets[size + 1] = start + length
+    actions, searches, passed_over = histories
+    number, kept = events[i].history, state[5]
+    start = actions[0][size]
+    count = _newest(asked[0], number, kept[0].shape[1], actions[1][start:])
+    actions[0][size + 1] = start + count
+    start = searches[0][size]
+    count = _newest(asked[1], number, kept[1].shape[1], searches[1][start:])
+    searches[0][size + 1] = start + count
+    start = passed_over[0][size]
+    count = copy_of(state[6], events[i].user_id, passed_over[1][start:])
+    passed_over[0][size + 1] = start + count
     return size + 1
 
 
-@internal
+@internal_in_place
 def _emit(state: Any, out: Any, event: int, size: int, held: Any) -> int:
     """A row of what was held, of the kind that a window's end has, with no label known."""
-    rows, labels, offsets, items, rewards = out
+    rows, labels, histories = out
     row = rows[size]
     row.event, row.joined, row.kind, row.reward = event, True, EMPTY, np.nan
     row.user_id, row.item_id, row.request_id = held.user_id, held.item_id, held.request_id
     row.position, row.scenario, row.at_us = held.position, held.scenario, held.at_us
     labels[size] = np.nan
-    start, length = offsets[size], state[4][held.history].size
-    for k in range(length):
-        items[start + k] = state[5][held.history, k]
-        rewards[start + k] = state[6][held.history, k]
-    offsets[size + 1] = start + length
+    actions, searches, passed_over = histories
+    kept, history = state[5], state[4][held.history]
+    _append(actions, size, kept[0][held.history, : history.actions])
+    _append(searches, size, kept[1][held.history, : history.searches])
+    _append(passed_over, size, kept[2][held.history, : history.passed_over])
     return size + 1
+
+
+@internal_in_place
+def _append(lists: Any, number: int, records: Any) -> None:
+    """Makes the records the list with this number, behind the one before."""
+    offsets, out = lists
+    start = offsets[number]
+    for i in range(records.size):
+        out[start + i] = records[i]
+    offsets[number + 1] = start + records.size
 
 
 # Pools and queues: chained through `next`
 
 
-@internal
+@internal_in_place
 def _allocate(pool: Any, meta: Ids, of: int) -> int:
     place = int(meta[of])
     if place == EMPTY:
@@ -506,14 +580,14 @@ def _allocate(pool: Any, meta: Ids, of: int) -> int:
     return place
 
 
-@internal
+@internal_in_place
 def _free(pool: Any, meta: Ids, of: int, place: int) -> None:
     pool[place].next = meta[of]
     meta[of] = place
     meta[of + 2] -= 1
 
 
-@internal
+@internal_in_place
 def _push(pool: Any, queues: Any, queue: int, place: int) -> None:
     pool[place].next = EMPTY
     if queues[queue, 0] == EMPTY:
@@ -523,19 +597,19 @@ def _push(pool: Any, queues: Any, queue: int, place: int) -> None:
     queues[queue, 1] = place
 
 
-@internal
+@internal_in_place
 def _pop(pool: Any, queues: Any, queue: int) -> int:
     place = int(queues[queue, 0])
     queues[queue, 0] = pool[place].next
     return place
 
 
-@internal
+@internal_in_place
 def _key(request: int, item: int) -> int:
     return int(mix(np.uint64(request) ^ mix(np.uint64(item))) >> np.uint64(1))
 
 
-@compiled
+@compiled_in_place
 def fill_maps(state: Any) -> None:
     """The maps are not saved: everything that is in them stands in the pools too."""
     keys, requests, open_, waiting, histories, meta = (

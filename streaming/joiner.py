@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from streaming.arrow_record import filled_columns
 from streaming.artefact import Artefact
@@ -26,6 +26,7 @@ from streaming.event_columns import (
     EventColumns,
     Histories,
     Ids,
+    Searches,
     event_columns,
 )
 from streaming.event_order import EventOrder, Ordered, encode_tick
@@ -48,8 +49,12 @@ class PointInTime(Protocol):
         """The events that are actions."""
         ...
 
-    def observe(self, actions: Actions, rows: Ids, users: Ids) -> Histories:
-        """Takes the actions in order; answers with the histories of `users`, each as it was just
+    def searches(self, events: EventColumns) -> Searches:
+        """The words of the events that are searches."""
+        ...
+
+    def observe(self, actions: Actions, searches: Searches, rows: Ids, users: Ids) -> Histories:
+        """Takes what was done in order; answers with the histories of `users`, each as it was just
         before row `rows[i]` of the events, ascending.
         """
         ...
@@ -63,11 +68,11 @@ class PointInTime(Protocol):
 class JoinerConfig:
     """A sample counts as liked from the reward `liked_from` on; `step_size` samples make a step.
 
-    `token_fields` are the item attributes that describe an item to the models. `history` actions
-    at most travel with a sample. Events are put in the order of their time within `lateness_s`,
-    which delays every sample by as much; 0 takes them as they come. Where a partition that
-    follows the clock is silent for `tick_after_s`, a tick tells it the time, if that closes a
-    window.
+    `token_fields` are the item attributes that describe an item to the models. At most `history`
+    actions and `searched_words` travel with a sample. Events are put in the order of their time
+    within `lateness_s`, which delays every sample by as much; 0 takes them as they come. Where a
+    partition that follows the clock is silent for `tick_after_s`, a tick tells it the time, if that
+    closes a window.
     """
 
     step_size: PositiveInt = 256
@@ -75,6 +80,7 @@ class JoinerConfig:
     token_fields: tuple[str, ...] = ("genres", "year")
     remembered_events: PositiveInt = 200_000
     history: PositiveInt = 100
+    searched_words: NonNegativeInt = 20
     lateness_s: NonNegativeFloat = 0.0
     tick_after_s: PositiveFloat = 1.0
     impressions: ImpressionsConfig = field(default_factory=ImpressionsConfig)
@@ -103,7 +109,9 @@ class Joiner:
         self._schema = sample_schema(self._labels)
         self._intake = Intake(rules, config.remembered_events)
         self._order = EventOrder(round(config.lateness_s * 1e6))
-        self._impressions = Impressions(config.impressions, config.history, state)
+        self._impressions = Impressions(
+            config.impressions, config.history, config.searched_words, state
+        )
         self._kinds: dict[str, int] = {}  # numbered as they come
         self._scenarios: dict[str, int] = {}
         self._logged_us = 0
@@ -234,7 +242,8 @@ class Joiner:
         does[(label != NONE) | ~np.isnan(reward)] = ACTION
         does[(events.user_id == NONE) | (events.item_id == NONE)] = NOTHING
         asked = np.flatnonzero(does)
-        histories = self._users.observe(actions, asked, events.user_id[asked])
+        searches = self._users.searches(events)
+        histories = self._users.observe(actions, searches, asked, events.user_id[asked])
         history = np.full(len(events), NONE)
         history[asked] = np.arange(len(asked))
         told = np.empty(len(events), EVENT)
@@ -288,8 +297,7 @@ class Joiner:
             "scenario": scenarios.take(_nullable(rows["scenario"])),
             "request_id": _nullable(rows["request_id"]),
             "position": _nullable(rows["position"]),
-            "history": _lists(found.histories.offsets, found.histories.items),
-            "history_rewards": _lists(found.histories.offsets, found.histories.rewards),
+            **_history_columns(found),
             "reward": reward,
             "label_liked": pa.array(liked, mask=np.isnan(rows["reward"])),
             "negative_rate": pa.array(
@@ -345,8 +353,23 @@ def _nullable(numbers: NDArray[Any]) -> pa.Array:
     return pa.array(numbers, mask=numbers == NONE)
 
 
-def _lists(offsets: Ids, values: NDArray[Any]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+def _history_columns(found: Rows) -> dict[str, pa.ListArray]:
+    """What the users of some rows did, searched for and passed over before."""
+    actions = found.histories.actions.columns()
+    searches = found.histories.searches.columns()
+    passed_over = found.passed_over.columns()
+    return {
+        "history": actions["item"],
+        "history_rewards": actions["reward"],
+        "history_kinds": actions["kind"],
+        "history_at_us": actions["at_us"],
+        "history_scenarios": actions["scenario"],
+        "history_values": actions["value"],
+        "searched": searches["id"],
+        "searched_at_us": searches["at_us"],
+        "passed_over": passed_over["id"],
+        "passed_over_at_us": passed_over["at_us"],
+    }
 
 
 def _columns(schema: pa.Schema, rows: int, **columns: pa.Array) -> pa.RecordBatch:

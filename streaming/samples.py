@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from streaming.arrow_record import encode_batch, read_batch
+from streaming.arrow_record import encode_batch, filled_columns, read_batch
 from streaming.errors import ArtefactCorrupt, LogError
 from streaming.log import NOBODY, SAMPLES, Append, Log, Record
 
@@ -27,6 +27,20 @@ SAMPLE_SCHEMA = pa.schema(
         # The user's actions before `at`, oldest first, as they were at that moment.
         ("history", pa.list_(pa.field("item", pa.int64(), nullable=False))),
         ("history_rewards", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        # Of each of these actions: its number in the recipe's `behaviour.rewards`, when it happened
+        # (µs), the code of its scenario (`streaming.event_columns.scenario_codes`, -1 for none) and
+        # the value of its event, null where it had none.
+        ("history_kinds", pa.list_(pa.field("item", pa.int8(), nullable=False))),
+        ("history_at_us", pa.list_(pa.field("item", pa.int64(), nullable=False))),
+        ("history_scenarios", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        ("history_values", pa.list_(pa.float32())),
+        # The words that the user searched for before `at`, oldest first, and when: those with the
+        # same time are of one search.
+        ("searched", pa.list_(pa.field("item", pa.int64(), nullable=False))),
+        ("searched_at_us", pa.list_(pa.field("item", pa.int64(), nullable=False))),
+        # What he was shown and nothing came of, as was known at that moment, and when.
+        ("passed_over", pa.list_(pa.field("item", pa.int64(), nullable=False))),
+        ("passed_over_at_us", pa.list_(pa.field("item", pa.int64(), nullable=False))),
         # What describes the item, each as the stable id of "field=value"; for declarations.
         ("item_tokens", pa.list_(pa.field("item", pa.int64(), nullable=False))),
         # How much an action pleased, 0 to 1: the weight of a retrieval loss; null = no action.
@@ -38,6 +52,11 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("logged_us", pa.int64(), nullable=False),
     ]
 )
+# What samples of an older release lack; they are read with nulls in its place.
+LATER = {
+    "history_kinds", "history_at_us", "history_scenarios", "history_values",
+    "searched", "searched_at_us", "passed_over", "passed_over_at_us",
+}  # fmt: skip
 _LABEL = "label_"
 
 
@@ -74,21 +93,37 @@ def encode_samples(
 
 
 def decode_samples(record: Record) -> pa.RecordBatch:
-    """The micro-batch of a record, with whatever labels it has.
+    """The micro-batch of a record, with whatever labels it has; one that an older release wrote has
+    nulls in the columns that it lacked.
 
     Raises:
         ArtefactCorrupt: only a joiner writes samples, so bytes that are none mean a damaged log.
     """
     try:
-        batch = read_batch(record.value)
-        known = pa.schema([column for column in batch.schema if not _is_label(column)])
-        if not known.equals(SAMPLE_SCHEMA):
-            raise ValueError(f"must have SAMPLE_SCHEMA, not the columns {batch.schema.names}")
+        batch = fit_samples(read_batch(record.value))
     except ValueError as error:
         raise ArtefactCorrupt(
             f"{record.topic}/{record.partition} at {record.offset} holds no samples: {error}"
         ) from error
     return batch
+
+
+def fit_samples(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with all columns of this release, in their order.
+
+    Raises:
+        ValueError: it lacks a column that samples always had, or has one that is none of theirs.
+    """
+    labels = [column for column in batch.schema if _is_label(column)]
+    known = pa.schema([column for column in batch.schema if not _is_label(column)])
+    if known.equals(SAMPLE_SCHEMA):
+        return batch
+    needed = {*known.names, *SAMPLE_SCHEMA.names} - (LATER - {*known.names})
+    if not known.equals(pa.schema([column for column in SAMPLE_SCHEMA if column.name in needed])):
+        raise ValueError(f"must have SAMPLE_SCHEMA, not the columns {batch.schema.names}")
+    schema = sample_schema(label.name.removeprefix(_LABEL) for label in labels)
+    given = dict(zip(batch.schema.names, batch.columns, strict=True))
+    return pa.RecordBatch.from_arrays(filled_columns(schema, batch.num_rows, given), schema=schema)
 
 
 def _is_label(column: pa.Field) -> bool:

@@ -64,6 +64,13 @@ def test_a_push_holds_the_newest_state_of_what_changed(as_records: AsRecords) ->
     assert (items[b][EVENT_TIME], items[c][EVENT_TIME]) == (2 * SECOND, 3 * SECOND)
 
 
+def test_who_only_searched_is_pushed_too_and_no_item_with_him(as_records: AsRecords) -> None:
+    search = {"kind": "search", "user_id": "u", "query": "heat"}
+    (push,) = aggregator().on_batch(as_records([search]))
+    found = pushed([push], USER_HISTORY)[stable_id("u")]
+    assert (found["items"], found["newest_us"]) == ([], START_US)
+
+
 def test_each_entity_is_pushed_once(as_records: AsRecords) -> None:
     pushes = aggregator().on_batch(as_records([rate("u", "a")] * 5 + [rate("v", "a")]))
     assert [push.rows.num_rows for push in pushes] == [2, 1]

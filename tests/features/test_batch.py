@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.batch import Items, Jagged, Samples, read_declarations, read_samples
+from features.batch import Items, Jagged, Samples, Users, read_declarations, read_samples
 from streaming.samples import SAMPLE_SCHEMA, sample_schema
 
 IDS = st.integers(0, 2**63 - 1)
@@ -27,11 +29,22 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
             "item_tokens": draw(LISTS),
         }
     history = draw(LISTS)
+    # None in all of them where an older release wrote the sample.
+    told = None if history is None or draw(st.booleans()) else range(len(history))
+    words, passed_over = draw(LISTS), draw(LISTS)
     return {
         "user_id": draw(IDS),
         "item_id": draw(IDS),
         "history": history,
         "history_rewards": None if history is None else [n / 8 for n in range(len(history))],
+        "history_kinds": told and [n % 3 for n in told],
+        "history_at_us": told and [1_000 * n for n in told],
+        "history_scenarios": told and [n - 1 for n in told],
+        "history_values": told and [None if n % 2 else n / 4 for n in told],
+        "searched": words,
+        "searched_at_us": words and [7 for _ in words],
+        "passed_over": passed_over,
+        "passed_over_at_us": passed_over and [8 for _ in passed_over],
         "reward": draw(st.sampled_from([None, 0.0, 0.25, 1.0])),
         "label_liked": draw(st.none() | st.booleans()),
     }
@@ -86,6 +99,69 @@ def test_samples_are_those_that_a_loop_over_the_rows_finds(
     rewards = [reward for row in expected for reward in row["history_rewards"] or []]
     assert samples.users.rewards.tolist() == rewards
     assert len(samples.users.rewards) == len(samples.users.history.values)
+    details = samples.users.details
+    for name, found, absent in (
+        ("history_kinds", details.kinds, -1),
+        ("history_at_us", details.at_us, 0),
+        ("history_scenarios", details.scenarios, -1),
+        ("history_values", details.values, None),
+    ):
+        told = [row[name] or [absent] * len(row["history"] or []) for row in expected]
+        known = [None if isnan(value) else value for value in found.tolist()]
+        assert known == [value for one in told for value in one], name
+    for name, moments, at_us in (
+        ("searched", samples.users.searched, 7),
+        ("passed_over", samples.users.passed_over, 8),
+    ):
+        assert lists(moments.ids) == [row[name] or [] for row in expected]
+        assert moments.at_us.tolist() == [at_us] * len(moments.ids.values)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal to the bit, whatever dataclasses of arrays they are made of."""
+    if is_dataclass(one):
+        for field in fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    else:
+        assert one.dtype == other.dtype
+        assert one.tobytes() == other.tobytes()
+
+
+@given(batches())
+def test_a_batch_is_its_rows_one_by_one(
+    drawn: tuple[list[dict[str, Any]], pa.RecordBatch],
+) -> None:
+    whole = read_samples(drawn[1])
+    parts = [read_samples(drawn[1].slice(n, 1)) for n in range(drawn[1].num_rows)]
+    singles = [part for part in parts if len(part.item_ids)]
+    assert len(singles) == len(whole.item_ids)
+    for n, single in enumerate(singles):
+        assert_same(single.users, whole.users.take(np.array([n])))
+        for name in ("item_ids", "rewards", "liked", "at_us"):
+            assert getattr(single, name).tolist() == getattr(whole, name)[n : n + 1].tolist()
+
+
+@given(batches(), st.data())
+def test_actions_that_are_chosen_keep_all_that_is_known_of_them(
+    drawn: tuple[list[dict[str, Any]], pa.RecordBatch], data: st.DataObject
+) -> None:
+    users = read_samples(drawn[1]).users
+    size = len(users.rewards)
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool)
+    kept = users.where(chosen)
+    assert lists(kept.history) == lists(users.history.where(chosen))
+    for name in ("kinds", "at_us", "scenarios", "values"):
+        found, told = getattr(kept.details, name), getattr(users.details, name)
+        assert found.tobytes() == told[chosen].tobytes()
+    assert kept.rewards.tolist() == users.rewards[chosen].tolist()
+    assert_same(kept.searched, users.searched)
+
+
+def test_of_users_made_without_details_nothing_more_is_known() -> None:
+    users = Users(np.array([1, 2]), jagged([[3], [4, 5]]), np.ones(3, np.float32))
+    assert users.details.kinds.tolist() == [-1, -1, -1]
+    assert lists(users.searched.ids) == lists(users.passed_over.ids) == [[], []]
+    assert users.take(np.array([1])).details.at_us.tolist() == [0, 0]
 
 
 @given(batches())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.behaviour import Behaviour, BehaviourConfig, Scale
+from features.text import word_ids
 from streaming.artefact import Artefact, read_artefact, write_artefact
-from streaming.event_columns import EventColumns, Histories, event_columns
+from streaming.errors import ArtefactError, ConfigError
+from streaming.event_columns import NONE, EventColumns, Histories, event_columns, scenario_codes
 from streaming.ids import stable_id
+from streaming.rings import Lists
 
 AsBatch = Callable[..., pa.RecordBatch]
 SECOND = 1_000_000
@@ -44,20 +49,37 @@ def ids(items: str) -> list[int]:
     return [stable_id(item) for item in items]
 
 
-def lists(found: Histories) -> list[list[int]]:
+def search(user: str, query: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "search", "user_id": user, "query": query, **more}
+
+
+def word_id(word: str) -> int:
+    (found,) = word_ids([word], 1).values.tolist()
+    return int(found)
+
+
+def column(found: Lists, name: str) -> list[list[Any]]:
     pairs = zip(found.offsets[:-1], found.offsets[1:], strict=True)
-    return [found.items[start:end].tolist() for start, end in pairs]
+    return [found.records[name][start:end].tolist() for start, end in pairs]
+
+
+def lists(found: Histories) -> list[list[int]]:
+    return column(found.actions, "item")
 
 
 def rewards(found: Histories) -> list[list[float]]:
-    pairs = zip(found.offsets[:-1], found.offsets[1:], strict=True)
-    return [found.rewards[start:end].tolist() for start, end in pairs]
+    return column(found.actions, "reward")
+
+
+def take(behaviour: Behaviour, events: EventColumns, rows: Any, users: Any) -> Histories:
+    """Takes the events; the histories of users as they were just before rows."""
+    return behaviour.observe(behaviour.actions(events), behaviour.searches(events), rows, users)
 
 
 def observe(behaviour: Behaviour, events: EventColumns) -> list[list[int]]:
     """Takes the events; the history that each action saw just before it."""
     actions = behaviour.actions(events)
-    return lists(behaviour.observe(actions, actions.rows, actions.user_id))
+    return lists(take(behaviour, events, actions.rows, actions.user_id))
 
 
 def history(behaviour: Behaviour, user: str) -> list[int]:
@@ -144,7 +166,7 @@ def test_each_action_sees_its_users_history_just_before_it(as_columns: AsColumns
     )
     behaviour = Behaviour(BehaviourConfig())
     actions = behaviour.actions(events)
-    found = behaviour.observe(actions, actions.rows, actions.user_id)
+    found = take(behaviour, events, actions.rows, actions.user_id)
     assert actions.rows.tolist() == [0, 2, 3, 5]
     assert actions.user_id.tolist() == ids("uvuu")
     assert actions.item_id.tolist() == ids("abca")
@@ -156,10 +178,10 @@ def test_each_action_sees_its_users_history_just_before_it(as_columns: AsColumns
 
 def test_others_than_those_who_act_may_be_asked_for_at_any_row(as_columns: AsColumns) -> None:
     behaviour = Behaviour(BehaviourConfig())
-    actions = behaviour.actions(as_columns([click("u", "a"), click("v", "b"), click("u", "c")]))
+    events = as_columns([click("u", "a"), click("v", "b"), click("u", "c")])
     rows = np.array([0, 0, 1, 1, 2, 3, 9])
     users = np.array(ids("uvuvuux"))
-    found = lists(behaviour.observe(actions, rows, users))
+    found = lists(take(behaviour, events, rows, users))
     assert found == [[], [], ids("a"), [], ids("a"), ids("ac"), []]
 
 
@@ -184,8 +206,8 @@ def test_observing_does_not_change_the_histories_given_before(as_columns: AsColu
     behaviour = Behaviour(BehaviourConfig(length=2))
     observe(behaviour, as_columns([click("u", "a")]))
     now, _ = behaviour.histories(np.array(ids("u")))
-    actions = behaviour.actions(as_columns([click("u", "b")], start=1))
-    before = behaviour.observe(actions, actions.rows, actions.user_id)
+    before = take(behaviour, as_columns([click("u", "b")], start=1), np.array([0]),
+                  np.array(ids("u")))  # fmt: skip
     observe(behaviour, as_columns([click("u", "c"), click("u", "d")], start=2))
     assert lists(now) == lists(before) == [ids("a")]
 
@@ -211,8 +233,8 @@ def test_memory_is_bounded_by_users_times_length(as_columns: AsColumns) -> None:
         observe(behaviour, as_columns(events, start))
         table = behaviour.tables()["behaviour"]
         assert len(behaviour) == table.num_rows == min(users, 7)
-        kept = [len(items) for items in table["items"].to_pylist()]
-        assert kept == [len(one) for one in table["rewards"].to_pylist()]
+        kept = [len(items) for items in table["item"].to_pylist()]
+        assert kept == [len(one) for one in table["reward"].to_pylist()]
         assert max(kept) <= 3
 
 
@@ -229,54 +251,103 @@ def test_who_has_not_acted_for_longest_is_forgotten_first(as_columns: AsColumns)
     assert history(behaviour, "u") == []
 
 
+Entry = dict[str, Any]
+
+
 @dataclass
 class Past:
-    items: list[int]
-    rewards: list[float]
+    entries: list[Entry]
     newest_us: int
 
 
-class Account:
-    """What `Behaviour` promises, in a dictionary that is kept in the order of the last action."""
+NOTHING = Past([], 0)
 
-    def __init__(self, config: BehaviourConfig) -> None:
-        self.config = config
+
+class Account:
+    """What `Behaviour` promises of actions, or of words searched for: a dictionary that is kept in
+    the order in which users last got an entry.
+    """
+
+    def __init__(self, length: int, users: int) -> None:
+        self.length, self.most = length, users
         self.users: OrderedDict[int, Past] = OrderedDict()
 
-    def act(self, user: int, item: int, reward: float, at_us: int) -> None:
-        if user not in self.users and len(self.users) == self.config.users:
+    def give(self, user: int, entry: Entry) -> None:
+        if self.length == 0:
+            return
+        if user not in self.users and len(self.users) == self.most:
             self.users.popitem(last=False)
-        past = self.users.setdefault(user, Past([], [], 0))
-        self.users.move_to_end(user)
-        past.items = [*past.items, item][-self.config.length :]
-        past.rewards = [*past.rewards, reward][-self.config.length :]
-        past.newest_us = max(past.newest_us, at_us)
+        past = self.users.pop(user, NOTHING)
+        entries = [*past.entries, entry][-self.length :]
+        self.users[user] = Past(entries, max(past.newest_us, entry["at_us"]))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def entries(self, users: Sequence[int]) -> list[list[Entry]]:
+        return [self.users.get(user, NOTHING).entries for user in users]
+
+    def newest_us(self, users: Sequence[int]) -> list[int]:
+        return [self.users.get(user, NOTHING).newest_us for user in users]
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         return [
-            {"user_id": user, "items": past.items, "rewards": past.rewards,
+            {"user_id": user, **{name: [entry[name] for entry in past.entries] for name in names},
              "newest_us": past.newest_us}
             for user, past in self.users.items()
         ]  # fmt: skip
 
 
-ACTIONS = st.lists(
+ACTION_NAMES = ("item", "at_us", "value", "reward", "scenario", "kind")
+REWARDS: dict[str, float | Scale] = {"rate": Scale(zero=2.0, one=4.0), "click": 0.25}
+
+
+def entries(found: Lists) -> list[list[Entry]]:
+    """The records as dictionaries, with None for a value that is not there."""
+    names = found.records.dtype.names or ()
+    columns = [column(found, name) for name in names]
+    return [
+        [
+            {name: None if isnan(value) else value for name, value in zip(names, row, strict=True)}
+            for row in zip(*of_one, strict=True)
+        ]
+        for of_one in zip(*columns, strict=True)
+    ]
+
+
+EVENTS = st.lists(
     st.fixed_dictionaries(
         {
-            "kind": st.sampled_from(["rate", "rate", "rate", "impression"]),
+            "kind": st.sampled_from(["rate", "rate", "click", "search", "impression"]),
             "user_id": st.sampled_from("abcdef"),
             "item_id": st.sampled_from("vwxyz"),
             "value": st.sampled_from([2.0, 2.5, 3.0, 4.0]),
             "at": st.sampled_from([f"2023-01-01T00:00:0{n}Z" for n in range(9)]),
+            "scenario": st.sampled_from([None, "home", "search"]),
+            "query": st.sampled_from(["Heat", "", "toy story", "the toy, the heat!"]),
         }
     ),
     max_size=40,
 )
 
 
+def told(account: Account, searched: Account, event: dict[str, Any], user: int, item: int,
+         at_us: int) -> None:  # fmt: skip
+    """One event, as a person would write it into the books."""
+    kind, scenario = event["kind"], event["scenario"]
+    if kind == "search":
+        for word in re.findall("[a-z]+", event["query"].lower()):
+            searched.give(user, {"id": word_id(word), "at_us": at_us})
+    if kind in REWARDS:
+        reward = (event["value"] - 2) / 2 if kind == "rate" else 0.25
+        code = NONE if scenario is None else stable_id(scenario) >> 32
+        account.give(
+            user,
+            {"item": item, "at_us": at_us, "reward": reward, "kind": list(REWARDS).index(kind),
+             "scenario": code, "value": event.get("value")},
+        )  # fmt: skip
+
+
 @given(
-    ACTIONS, st.lists(st.integers(1, 12), max_size=5), st.booleans(), st.integers(1, 4),
-    st.sampled_from([1, 2, 4, 99]),
+    EVENTS, st.lists(st.integers(1, 12), max_size=5), st.booleans(), st.integers(1, 4),
+    st.integers(0, 5), st.sampled_from([1, 2, 4, 99]),
 )  # fmt: skip
 def test_all_that_is_told_is_that_of_a_plain_account(
     as_columns: AsColumns,
@@ -284,36 +355,116 @@ def test_all_that_is_told_is_that_of_a_plain_account(
     sizes: list[int],
     restarts: bool,
     length: int,
+    words: int,
     users: int,
 ) -> None:
-    config = BehaviourConfig(length=length, users=users)
-    account, behaviour = Account(config), Behaviour(config)
+    events = [
+        {name: value for name, value in event.items() if event["kind"] == "rate" or name != "value"}
+        for event in events
+    ]
+    config = BehaviourConfig(length=length, users=users, searched_words=words, rewards=REWARDS)
+    account, searched = Account(length, users), Account(words, users)
+    behaviour = Behaviour(config)
     start = 0
     for size in [*sizes, len(events)]:
         columns = as_columns(events[start : start + size], start)
-        actions = behaviour.actions(columns)
-        every_row = np.arange(len(columns))
-        found = behaviour.observe(actions, every_row, columns.user_id)
-        expected: list[Past] = []
-        told = zip(events[start : start + size], columns.user_id.tolist(),
-                   columns.item_id.tolist(), columns.at_us.tolist(), strict=True)  # fmt: skip
-        for event, user, item, at_us in told:
-            expected.append(account.users.get(user, Past([], [], 0)))
-            expected[-1] = Past(expected[-1].items, expected[-1].rewards, 0)
-            if event["kind"] == "rate":
-                account.act(user, item, (event["value"] - 2) / 2, at_us)
-        assert lists(found) == [past.items for past in expected]
-        assert rewards(found) == [past.rewards for past in expected]
+        found = take(behaviour, columns, np.arange(len(columns)), columns.user_id)
+        expected: list[tuple[list[Entry], list[Entry]]] = []
+        all_users = columns.user_id.tolist()
+        for event, user, item, at_us in zip(events[start : start + size], all_users,
+                                            columns.item_id.tolist(), columns.at_us.tolist(),
+                                            strict=True):  # fmt: skip
+            expected.append((account.entries([user])[0], searched.entries([user])[0]))
+            told(account, searched, event, user, item, at_us)
+        assert entries(found.actions) == [actions for actions, _ in expected]
+        assert entries(found.searches) == [words for _, words in expected]
         assert len(behaviour) == len(account.users)
-        assert behaviour.tables()["behaviour"].to_pylist() == account.rows()
+        tables = behaviour.tables()
+        assert tables["behaviour"].to_pylist() == account.rows(ACTION_NAMES)
+        assert tables["behaviour-searches"].to_pylist() == searched.rows(("id", "at_us"))
         start += size
         if restarts:
             behaviour = Behaviour(config, state(behaviour))
-    asked = np.array(ids("abcdefg"))
-    now, newest = behaviour.histories(asked)
-    known = [account.users.get(user, Past([], [], 0)) for user in asked.tolist()]
-    assert lists(now) == [past.items for past in known]
-    assert newest.tolist() == [past.newest_us for past in known]
+    asked = ids("abcdefg")
+    now, newest = behaviour.histories(np.array(asked))
+    assert entries(now.actions) == account.entries(asked)
+    assert entries(now.searches) == searched.entries(asked)
+    both = zip(account.newest_us(asked), searched.newest_us(asked), strict=True)
+    assert newest.tolist() == [max(times) for times in both]
+
+
+def test_a_user_with_very_many_events_costs_what_any_other_does(as_columns: AsColumns) -> None:
+    """Ten million would take long here; what is kept does not depend on how many there were."""
+    behaviour = Behaviour(BehaviourConfig(length=4, searched_words=3))
+    few = as_columns([click("u", "a"), search("u", "one two")])
+    for turn in range(3):
+        many = [click("u", f"i{n}") for n in range(3_000)] + [search("u", "one two three")]
+        observe(behaviour, as_columns(many, turn * 3_001))
+    kept = sum(table.nbytes for table in behaviour.tables().values())
+    other = Behaviour(BehaviourConfig(length=4, searched_words=3))
+    observe(other, few)
+    observe(other, as_columns([click("u", item) for item in "abc"] + [search("u", "x")], 2))
+    assert kept == sum(table.nbytes for table in other.tables().values())
+
+
+# Searches
+
+
+def test_searches_are_kept_word_by_word_and_told_apart_by_their_times(
+    as_columns: AsColumns,
+) -> None:
+    behaviour = Behaviour(BehaviourConfig())
+    events = as_columns([search("u", "Toy Story"), click("u", "a"), search("v", "heat")])
+    found = take(behaviour, events, np.array([0, 1, 3]), np.array(ids("uuu")))
+    words = [word_id("toy"), word_id("story")]
+    assert column(found.searches, "id") == [[], words, words]
+    assert column(found.searches, "at_us")[1] == [FIRST_US, FIRST_US]
+    assert newest_us(behaviour, "v") == FIRST_US + 2 * SECOND
+
+
+def test_one_search_cannot_crowd_out_all_others(as_columns: AsColumns) -> None:
+    behaviour = Behaviour(BehaviourConfig())
+    events = as_columns([search("u", "first"), search("u", "word " * 5_000)])
+    found = take(behaviour, events, np.array([2]), np.array(ids("u")))
+    assert column(found.searches, "id") == [[word_id("first"), *[word_id("word")] * 16]]
+
+
+def test_a_search_needs_a_user_and_other_kinds_with_a_query_are_none(
+    as_columns: AsColumns,
+) -> None:
+    events = as_columns([click("u", "a", query="heat"), {"kind": "item", "item_id": "i"}])
+    assert len(Behaviour(BehaviourConfig()).searches(events).rows) == 0
+
+
+# What is known of an action
+
+
+def test_an_action_tells_its_kind_scenario_and_value(as_columns: AsColumns) -> None:
+    config = BehaviourConfig(rewards={"watch": 1.0, "click": 0.3})
+    events = [
+        click("u", "a", scenario="home"),
+        {"kind": "watch", "user_id": "u", "item_id": "b", "value": 0.25},
+    ]
+    found = config.actions(as_columns(events)).records()
+    assert found["kind"].tolist() == [config.kinds.index("click"), config.kinds.index("watch")]
+    assert found["scenario"].tolist() == [*scenario_codes(["home"]).tolist(), NONE]
+    assert np.isnan(found["value"][0])
+    assert found["value"][1] == 0.25
+
+
+def test_a_value_beyond_what_is_kept_becomes_the_largest(as_columns: AsColumns) -> None:
+    """It may be a price in any currency; infinity would poison whatever learns from it."""
+    found = BehaviourConfig().actions(as_columns([{**click("u", "a"), "value": 1e300}]))
+    assert found.records()["value"].tolist() == [float(np.finfo(np.float32).max)]
+
+
+def test_scenario_codes_are_the_same_for_ever() -> None:
+    assert scenario_codes(["home", "search"]).tolist() == [705456213, 1316664091]
+
+
+def test_more_kinds_than_can_be_told_apart_are_refused() -> None:
+    with pytest.raises(ConfigError, match="behaviour.rewards: 128 kinds, at most 127"):
+        BehaviourConfig(rewards={f"kind{n}": 1.0 for n in range(128)})
 
 
 # Restarting
@@ -350,3 +501,36 @@ def test_an_empty_state_is_restored(as_columns: AsColumns) -> None:
     behaviour = Behaviour(BehaviourConfig(), state(Behaviour(BehaviourConfig())))
     assert len(behaviour) == 0
     assert observe(behaviour, as_columns([click("u", "a")])) == [[]]
+
+
+def test_new_kinds_may_follow_those_of_the_saved_state(as_columns: AsColumns) -> None:
+    behaviour = Behaviour(BehaviourConfig(rewards={"click": 0.3}))
+    observe(behaviour, as_columns([click("u", "a")]))
+    more = Behaviour(BehaviourConfig(rewards={"click": 0.5, "like": 1.0}), state(behaviour))
+    assert history(more, "u") == ids("a")
+
+
+@pytest.mark.parametrize("rewards", [{"like": 1.0}, {"like": 1.0, "click": 0.3}, {}])
+def test_kinds_that_got_other_numbers_are_refused(
+    as_columns: AsColumns, rewards: dict[str, float]
+) -> None:
+    behaviour = Behaviour(BehaviourConfig(rewards={"click": 0.3}))
+    observe(behaviour, as_columns([click("u", "a")]))
+    with pytest.raises(ConfigError, match=r"another order \(click\): keep those"):
+        Behaviour(BehaviourConfig(rewards=rewards), state(behaviour))
+
+
+def test_a_state_of_a_release_that_kept_less_says_how_to_go_on() -> None:
+    old = {"behaviour": pa.table({"user_id": [1], "items": [[2]], "rewards": [[0.5]]})}
+    with pytest.raises(ArtefactError, match="run --fresh"):
+        Behaviour(BehaviourConfig(), Artefact({}, old))
+
+
+def test_less_that_is_kept_after_a_restart_is_the_newest_of_it(as_columns: AsColumns) -> None:
+    behaviour = Behaviour(BehaviourConfig())
+    observe(behaviour, as_columns([search("u", "one two three")]))
+    fewer = Behaviour(BehaviourConfig(searched_words=2), state(behaviour))
+    found, _ = fewer.histories(np.array(ids("u")))
+    assert column(found.searches, "id") == [[word_id("two"), word_id("three")]]
+    none = Behaviour(BehaviourConfig(searched_words=0), state(behaviour))
+    assert column(none.histories(np.array(ids("u")))[0].searches, "id") == [[]]

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from features.aggregator import AggregatorConfig
+from features.attributes import AttributesConfig
 from features.behaviour import BehaviourConfig
-from features.catalog import Catalog, CatalogItem
+from features.catalog import Catalog, CatalogConfig, CatalogItem, CatalogUser
 from streaming.artefact import Artefact, read_artefact, write_artefact
 from streaming.events import EventRules
 from streaming.ids import stable_id
@@ -28,8 +30,12 @@ def like(name: str, user: str = "u") -> dict[str, Any]:
     return {"kind": "like", "user_id": user, "item_id": name}
 
 
-def catalog(state: Artefact | None = None) -> Catalog:
-    return Catalog(EventRules(), BehaviourConfig(), AggregatorConfig(), state)
+def user(name: str, **attributes: Any) -> dict[str, Any]:
+    return {"kind": "user", "user_id": name, "attributes": attributes}
+
+
+def catalog(state: Artefact | None = None, config: CatalogConfig | None = None) -> Catalog:
+    return Catalog(EventRules(), BehaviourConfig(), AggregatorConfig(), state, config)
 
 
 TITLES = {
@@ -171,6 +177,89 @@ def test_at_most_a_thousand_items_are_ranked(as_records: AsRecords) -> None:
     assert films.popular(1) == [stable_id("i1100")]
 
 
+# Fields, users and what is alike
+
+
+def test_a_value_that_does_not_fit_is_refused_and_the_rest_is_taken(
+    as_records: AsRecords,
+) -> None:
+    films = catalog()
+    films.on_batch(as_records([item("1", "Heat", year=1995), item("2", "Casino", year="long ago")]))
+    films.on_batch(as_records([item("1", "Heat, restored", year=[1995])], start=50))
+    assert films.get(stable_id("1")) == CatalogItem("1", "Heat, restored", {"year": 1995})
+    assert films.get(stable_id("2")) == CatalogItem("2", "Casino", {})
+    assert [(r.entity, r.field) for r in films.items.refusals()] == [("2", "year"), ("1", "year")]
+    year = films.items.fields()[1]
+    assert (year.name, year.type, year.count, year.refused) == ("year", "number", 1, 2)
+
+
+def test_users_are_known_by_what_they_declared(films: Catalog, as_records: AsRecords) -> None:
+    films.on_batch(as_records([user("u", interests=["Crime", "War"], age=30), like("1", "v")], 50))
+    u = stable_id("u")
+    assert films.user(u) == CatalogUser("u", {"interests": ["Crime", "War"], "age": 30})
+    assert films.interests(u) == ["Crime", "War"]
+    assert films.user(stable_id("v")) is None
+    assert films.interests(stable_id("v")) == []
+    assert films.users.numbers("age", np.array([u])).tolist() == [30]
+    assert [f.name for f in films.users.fields()] == ["interests", "age"]
+    assert len(films) == 5
+
+
+def test_items_of_a_declared_interest(as_records: AsRecords) -> None:
+    films = catalog(config=CatalogConfig(interests="likes"))
+    films.on_batch(
+        as_records([
+            item("1", genres=["Crime"]), item("2", genres=["crime", "War"]),
+            item("3", genres=["War"]), item("4", likes=["Crime"]),
+            user("u", likes=["Crime"]), user("v", likes="Crime"), user("w"),
+        ])
+    )  # fmt: skip
+    assert films.of_interest(stable_id("u"), 9) == [stable_id("1"), stable_id("2")]
+    assert films.of_interest(stable_id("u"), 1) == [stable_id("1")]
+    assert films.of_interest(stable_id("w"), 9) == []
+    assert films.of_interest(stable_id("nobody"), 9) == []
+
+
+def test_a_new_item_has_neighbours_at_once(films: Catalog, as_records: AsRecords) -> None:
+    assert films.content.neighbours(np.array([stable_id("6")]), 1)[0].tolist() == [[-1]]
+    films.on_batch(as_records([item("6", "The Night Watch")], start=50))
+    found, similarity = films.content.neighbours(np.array([stable_id("6")]), 5)
+    assert found[0].tolist() == [stable_id("5"), stable_id("2"), -1, -1, -1]
+    assert similarity[0, 0] > similarity[0, 1] > 0
+
+
+def test_forgotten_items_are_gone_everywhere(as_records: AsRecords) -> None:
+    bounded = CatalogConfig(items=AttributesConfig(entities=10))
+    films = catalog(config=bounded)
+    films.on_batch(as_records([item("old", "Old Heat", genres=["x"]), like("old")]))
+    more = [item(f"i{n}", f"Heat {n}", genres=["x"]) for n in range(4_094)]
+    films.on_batch(as_records(more, start=50))
+    assert len(films) == 10
+    assert films.get(stable_id("old")) is None
+    assert found(films, "old") == []
+    assert sorted(found(films, "heat", 99)) == [f"i{n}" for n in range(4_084, 4_094)]
+    assert sorted(films.popular(99)) == sorted(stable_id(f"i{n}") for n in range(4_084, 4_094))
+    neighbours, _ = films.content.neighbours(np.array([stable_id("i4090")]), 99)
+    assert (neighbours >= 0).sum() == 9
+
+
+def test_search_finds_the_same_in_many_titles_as_one_by_one(as_records: AsRecords) -> None:
+    words = ["heat", "wheat", "night", "Night", "porter"]
+    titles = {f"i{n}": f"{words[n % 5]} {words[n // 5 % 5]} {n % 7}" for n in range(1_500)}
+    films = catalog()
+    films.on_batch(as_records([item(name, title) for name, title in titles.items()]))
+    changed = {f"i{n}": f"new {words[n % 5]}" for n in range(100)}
+    films.on_batch(as_records([item(name, title) for name, title in changed.items()], start=2_000))
+    for text in ("heat", "eat night", "new", "NEW wheat", "3", "porter porter 6"):
+        expected = []
+        for name, title in {**titles, **changed}.items():
+            folded = title.casefold()
+            if all(word in folded for word in text.casefold().split()):
+                starts = sum(f" {word}" in f" {folded}" for word in text.casefold().split())
+                expected.append((-starts, folded, stable_id(name), name))
+        assert found(films, text, 50) == [name for *_, name in sorted(expected)[:50]], text
+
+
 # Restarting
 
 
@@ -179,6 +268,7 @@ def test_a_restored_catalog_answers_the_same(
 ) -> None:
     films.on_batch(as_records([like("4"), like("2"), like("2"), like("new")], start=50))
     films.on_batch(as_records([item("1", "Heat", year=1995, nested={"a": [1, None]})], start=60))
+    films.on_batch(as_records([item("5", year="x"), user("u", interests=["Crime"])], start=70))
     state = films.snapshot()
     write_artefact(tmp_path / "cut", state.meta, state.shards)
     again = catalog(read_artefact(tmp_path / "cut"))
@@ -191,6 +281,14 @@ def test_a_restored_catalog_answers_the_same(
         assert again.popular(99) == films.popular(99)
         assert found(again, "heat") == found(films, "heat")
         assert found(again, "") == found(films, "")
+        assert again.interests(stable_id("u")) == ["Crime"]
+        assert again.items.fields() == films.items.fields()
+        assert again.items.refusals() == films.items.refusals()
+        ids = np.array([stable_id(name) for name in TITLES])
+        for a, b in zip(
+            again.content.neighbours(ids, 9), films.content.neighbours(ids, 9), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_the_catalog_emits_nothing(films: Catalog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,6 +100,58 @@ def test_popularity_is_the_faded_sum_of_rewards(
         faded = sum(r * 2 ** (-age / half_life) for r, age in zip(rewards, ages, strict=True))
         assert statistics.get(item).popularity == pytest.approx(faded, rel=1e-9)
         assert statistics.get(item).actions == len(ages)
+
+
+@given(ACTIONS)
+def test_many_items_are_told_of_at_once_as_each_alone(pairs: list[tuple[int, float]]) -> None:
+    statistics = ItemStatistics(half_life=3)
+    statistics.update(actions(pairs, start=7))
+    asked = np.arange(6)
+    found = statistics.columns(asked)
+    columns = (found.actions, found.rewards, found.popularity, found.newest_us)
+    for item, row in zip(asked.tolist(), zip(*columns, strict=True), strict=True):
+        assert ItemStatistic(*row) == statistics.get(item)
+    assert statistics.known(asked).tolist() == [i in statistics.items for i in asked.tolist()]
+    assert list(statistics.items) == list(dict.fromkeys(item for item, _ in pairs))
+    assert statistics.items.get(5) is None
+
+
+def test_of_equally_popular_items_the_first_that_came_goes_first() -> None:
+    statistics = ItemStatistics(half_life=math.inf)
+    statistics.update(actions([(item, 0.5) for item in (5, 3, 9, 1)]))
+    assert statistics.most_popular(3) == [5, 3, 9]
+    assert statistics.most_popular(9) == [5, 3, 9, 1]
+
+
+def test_no_more_items_are_kept_than_allowed_and_the_popular_stay() -> None:
+    statistics = ItemStatistics(half_life=1_000, most=30)
+    for n in range(20):
+        passing = [(100 * n + i + 10, 0.1) for i in range(40)]
+        changed = statistics.update(actions([(7, 1.0), *passing, (8, 1.0)])).tolist()
+        assert all(statistics.get(item).actions > 0 for item in changed)
+    assert len(statistics.items) <= 30
+    assert set(statistics.most_popular(2)) == {7, 8}
+    assert statistics.get(8).actions == 20
+
+
+def test_another_thread_reads_an_item_whole_while_it_changes() -> None:
+    statistics = ItemStatistics(most=64)
+    statistics.update(actions([(1, 1.0)]))
+    torn, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            one = statistics.get(1)
+            if one.actions != one.rewards or not 1 <= one.popularity <= one.actions:
+                torn.append(one)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(200):
+        statistics.update(actions([*((i + 100 * n, 1.0) for i in range(2, 40)), (1, 1.0)]))
+    done.set()
+    reader.join()
+    assert torn == []
 
 
 # Growing for ever

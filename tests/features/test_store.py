@@ -1,8 +1,15 @@
-"""The feature store: real Feast, with SQLite online and Parquet offline."""
+"""The feature store: real Feast, with SQLite or a real Redis online and Parquet offline."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +20,19 @@ import pytest
 
 from features.aggregator import Aggregator, AggregatorConfig, Push
 from features.behaviour import BehaviourConfig
-from features.definitions import EVENT_TIME, ITEM_STATISTICS, USER_HISTORY, VIEWS, View
+from features.definitions import (
+    EVENT_TIME,
+    ITEM_STATISTICS,
+    USER_HISTORY,
+    VIEWS,
+    Feature,
+    FeatureError,
+    View,
+)
+from features.freshness import saved_freshness
 from features.store import FeastStore
+from features.store_config import StoreConfig
+from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.ids import stable_id
@@ -23,7 +41,31 @@ from streaming.loop import Loop, LoopConfig
 
 START = datetime(2023, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-NOTHING = {"actions": None, "mean_reward": None, "popularity": None}
+NOTHING = ITEM_STATISTICS.defaults
+
+
+@pytest.fixture(scope="session")
+def redis_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis that keeps nothing on disk, stopped at the end."""
+    if shutil.which("redis-server") is None:
+        assert "HEADRACE_REQUIRE_REDIS" not in os.environ, "Redis is required and not there"
+        pytest.skip("no redis-server on this machine")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = tmp_path_factory.mktemp("redis")
+    told = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)]
+    server = subprocess.Popen(["redis-server", *told], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture
@@ -31,8 +73,24 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "features"
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+def config(request: pytest.FixtureRequest, root: Path) -> StoreConfig:
+    """Each test has a project of its own in the one Redis."""
+    if request.param == "sqlite":
+        return StoreConfig()
+    address = request.getfixturevalue("redis_address")
+    return StoreConfig(f"{address}/1", f"p{abs(hash(root))}")
+
+
 @pytest.fixture
-def store(root: Path) -> FeastStore:
+def store(root: Path, config: StoreConfig) -> FeastStore:
+    store = FeastStore(root, config)
+    store.apply()
+    return store
+
+
+@pytest.fixture
+def embedded(root: Path) -> FeastStore:
     store = FeastStore(root)
     store.apply()
     return store
@@ -87,25 +145,34 @@ def test_what_was_pushed_is_read_at_once(store: FeastStore) -> None:
     ]
 
 
-def test_an_unknown_entity_has_none_in_every_feature(store: FeastStore) -> None:
+def test_an_unknown_entity_has_the_default_of_every_feature(store: FeastStore) -> None:
     store.push([items((7, 0, 3))])
     assert store.read(ITEM_STATISTICS, [9, 7])[0] == NOTHING
-    assert store.read(USER_HISTORY, [7]) == [{"items": None, "rewards": None, "newest_us": None}]
+    assert store.read(USER_HISTORY, [7]) == [{"items": [], "rewards": [], "newest_us": None}]
 
 
 def test_answers_come_in_the_order_of_the_keys_and_repeats_are_answered(store: FeastStore) -> None:
     store.push([items(*((n, 0, n) for n in range(1, 6)))])
-    assert online(store, 3, 5, 3, 9, 1) == [3, 5, 3, None, 1]
+    assert online(store, 3, 5, 3, 9, 1) == [3, 5, 3, 0, 1]
 
 
 def test_no_keys_are_no_answers(store: FeastStore) -> None:
     assert store.read(ITEM_STATISTICS, []) == []
 
 
-def test_the_newest_value_wins(store: FeastStore) -> None:
+def test_the_newest_event_time_wins_and_of_equal_ones_the_last_push(store: FeastStore) -> None:
     for actions in (1, 2, 3):
         store.push([items((7, actions, actions), (8, 0, actions))])
     assert online(store, 7, 8) == [3, 3]
+    store.push([items((7, 2.999999, 9), (8, 0.000001, 9))])  # only a microsecond, in one push
+    assert online(store, 7, 8) == [3, 9]
+
+
+def test_within_a_push_the_newest_event_time_wins_as_well(store: FeastStore) -> None:
+    store.push([items((7, 5, 1), (7, 9, 2), (7, 8, 3), (8, 4, 4), (8, 4, 5))])
+    assert online(store, 7, 8) == [2, 5]
+    store.push([items((7, 8, 6), (7, 8.5, 7))])
+    assert online(store, 7) == [2]
 
 
 def test_ids_use_all_63_bits(store: FeastStore) -> None:
@@ -118,6 +185,127 @@ def test_pushing_nothing_changes_nothing(store: FeastStore, root: Path) -> None:
     assert store.push([]) == []
     store.flush()
     assert parts(root, ITEM_STATISTICS) == []
+
+
+def test_what_is_pushed_is_what_feast_itself_reads(store: FeastStore) -> None:
+    """The short way past the registry writes what the long way finds."""
+    store.push([users((1, 0, [7, 8]), (2, 5, [])), items((7, 0, 3))])
+    feast = store._store
+    found = feast.get_online_features(
+        features=feast.get_feature_service("serving"),
+        entity_rows=[{"user_id": 1, "item_id": 7}, {"user_id": 2, "item_id": 9}],
+    ).to_dict()
+    assert found["items"] == [[7, 8], []]
+    assert found["rewards"] == [[0.5, 0.5], []]
+    assert found["newest_us"] == [0, 5]
+    assert (found["actions"], found["popularity"]) == ([3, None], [2.0, None])
+
+
+def test_what_feast_itself_pushes_is_read(store: FeastStore) -> None:
+    rows = items((7, 0, 3), (8, 1, 4)).rows
+    store._store.push("item_statistics_push", rows.to_pandas())
+    assert online(store, 7, 8) == [3, 4]
+
+
+EVERY_TYPE = View(
+    "every_type",
+    "thing_id",
+    (
+        Feature("small", pa.int32(), "", 1),
+        Feature("exact", pa.float64(), "", 0.5),
+        Feature("short", pa.float32(), ""),
+        Feature("yes", pa.bool_(), "", False),
+        Feature("word", pa.string(), "", "none"),
+        Feature("words", pa.list_(pa.string()), "", ("a", "b")),
+        Feature("flags", pa.list_(pa.bool_()), ""),
+        Feature("numbers", pa.list_(pa.float64()), "", ()),
+    ),
+)
+
+
+def test_every_type_comes_back_and_a_null_is_the_default(root: Path, config: StoreConfig) -> None:
+    store = FeastStore(root, config, (EVERY_TYPE,))
+    store.apply()
+    row = (2, 0.1, 0.25, True, "ö", ["x", ""], [True, False], [0.1, 0.2])
+    empty: tuple[Any, ...] = (0, 0.0, 0.0, False, "", [], [], [])
+    store.push([push(EVERY_TYPE, (1, 0, *row), (2, 0, *[None] * 8), (3, 0, *empty))])
+    read = [tuple(found.values()) for found in store.read(EVERY_TYPE, [1, 2, 3])]
+    assert read == [row, tuple(EVERY_TYPE.defaults.values()), empty]
+    assert read[1][:6] == (1, 0.5, None, False, "none", ["a", "b"])
+    store.flush()
+    assert list(store.as_of(EVERY_TYPE, 1, START).values()) == list(row)
+    assert store.as_of(EVERY_TYPE, 2, START) == EVERY_TYPE.defaults
+
+
+def test_what_has_lived_its_time_is_the_default(root: Path, config: StoreConfig) -> None:
+    views = (View("mood", "user_id", (Feature("high", pa.int64(), "", -1),), timedelta(days=2)),)
+    store = FeastStore(root, config, views)
+    store.apply()
+    store.push([push(views[0], (1, 0, 5))])
+    store.flush()
+    for age, known in (
+        (timedelta(0), 5),
+        (timedelta(days=2), 5),
+        (timedelta(days=2, seconds=1), -1),
+    ):
+        assert store.read(views[0], [1], now=START + age) == [{"high": known}], age
+        assert store.as_of(views[0], 1, START + age) == {"high": known}, age
+    assert store.read(views[0], [1]) == [{"high": -1}]  # by now
+
+
+def test_training_and_serving_read_what_is_theirs(root: Path, config: StoreConfig) -> None:
+    features = (
+        Feature("both", pa.int64(), ""),
+        Feature("learnt", pa.int64(), "", used=("training",)),
+        Feature("shown", pa.int64(), "", used=("serving",)),
+    )
+    view = View("uses", "user_id", features)
+    store = FeastStore(root, config, (view,))
+    store.apply()
+    store.push([push(view, (1, 0, 1, 2, 3))])
+    store.flush()
+    assert store.read(view, [1]) == [{"both": 1, "shown": 3}]
+    assert store.as_of(view, 1, START) == {"both": 1, "learnt": 2}
+
+
+def test_threads_read_while_one_pushes(store: FeastStore) -> None:
+    stop, seen = threading.Event(), []
+
+    def watch() -> None:
+        last = 0
+        while not stop.is_set():
+            (found,) = online(store, 7)
+            assert found is not None
+            assert found >= last
+            last = found
+        seen.append(last)
+
+    with ExitStack() as stack:
+        for _ in range(3):
+            thread = threading.Thread(target=watch)
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(stop.set)
+        for n in range(1, 31):
+            store.push([items((7, n, n))])
+        time.sleep(0.05)
+    assert seen == [30, 30, 30]
+
+
+def test_freshness_is_told_by_view_and_left_for_other_processes(
+    store: FeastStore, root: Path
+) -> None:
+    assert saved_freshness(root) == {}
+    now_us = time.time_ns() // 1000
+    pushed = items((7, 3, 1), (8, 2, 1))
+    store.push([Push(pushed.view, pushed.rows, logged_us=now_us - 2_000_000), users((1, 1, [7]))])
+    store.flush()
+    told = saved_freshness(root)
+    assert told == store.freshness.figures()
+    assert 2 <= told["item_statistics"]["age_p99_s"] < 60
+    assert told["item_statistics"]["newest_event_us"] == int(START.timestamp() * 1e6) + 3_000_000
+    assert (told["item_statistics"]["rows"], told["user_history"]["rows"]) == (2, 1)
+    assert "age_p99_s" not in told["user_history"]
 
 
 # Offline
@@ -205,16 +393,19 @@ def test_applying_again_changes_nothing(store: FeastStore, root: Path) -> None:
     store.flush()
     before = sorted(file.name for file in (root / "offline").rglob("*"))
     store.apply()
+    assert store.plan() == store.apply() == []
     assert online(store, 7) == [3]
     assert sorted(file.name for file in (root / "offline").rglob("*")) == before
     assert [view.name for view in store._store.list_feature_views()] == [v.name for v in VIEWS]
 
 
-def test_a_store_that_is_opened_again_reads_the_same(store: FeastStore, root: Path) -> None:
+def test_a_store_that_is_opened_again_reads_the_same(
+    store: FeastStore, root: Path, config: StoreConfig
+) -> None:
     store.push([items((7, 10, 3)), users((1, 10, [7]))])
     store.flush()
     expected = store.read(ITEM_STATISTICS, [7, 8]), store.read(USER_HISTORY, [1])
-    again = FeastStore(root)
+    again = FeastStore(root, config)
     again.apply()
     assert (again.read(ITEM_STATISTICS, [7, 8]), again.read(USER_HISTORY, [1])) == expected
     assert at_moment(again, 7, 10) == 3
@@ -222,6 +413,185 @@ def test_a_store_that_is_opened_again_reads_the_same(store: FeastStore, root: Pa
     again.flush()
     assert online(again, 7) == [4]
     assert [at_moment(again, 7, at) for at in (10, 20)] == [3, 4]
+
+
+# The registry
+
+
+def test_a_plan_says_what_apply_then_does(root: Path) -> None:
+    store = FeastStore(root)
+    planned = store.plan()
+    assert not root.exists()
+    assert {(c.action, c.kind, c.name) for c in planned} >= {
+        ("create", "feature view", "user_history"),
+        ("create", "feature view", "item_statistics"),
+        ("create", "feature service", "training"),
+        ("create", "feature service", "serving"),
+        ("create", "entity", "user"),
+        ("create", "entity", "item"),
+    }
+    assert store.applied() == {}
+    assert store.apply() == planned
+    assert store.applied() == {"user_history": 1, "item_statistics": 1}
+
+
+def more(view: View, *features: Feature) -> tuple[View, ...]:
+    return (View(view.name, view.key, (*view.features, *features), view.ttl),)
+
+
+def test_a_feature_that_is_added_is_unknown_before(root: Path, config: StoreConfig) -> None:
+    old = (ITEM_STATISTICS,)
+    store = FeastStore(root, config, old)
+    store.apply()
+    store.push([items((7, 0, 3))])
+    store.flush()
+
+    (view,) = new = more(ITEM_STATISTICS, Feature("shown", pa.int64(), "how often", -1))
+    store = FeastStore(root, config, new)
+    (change,) = [c for c in store.plan() if c.kind == "feature view"]
+    assert (change.action, change.name) == ("update", "item_statistics")
+    assert "+shown" in change.detail
+    store.apply()
+    assert store.plan() == []
+    assert store.applied() == {"item_statistics": 2}
+    known = {"actions": 3, "mean_reward": 0.5, "popularity": 2.0, "shown": -1}
+    assert store.read(view, [7]) == [known]
+    assert store.as_of(view, 7, START) == known
+    store.push([push(view, (7, 1, 4, 0.5, 2.0, 9))])
+    store.flush()
+    assert store.read(view, [7])[0]["shown"] == 9
+    assert store.as_of(view, 7, START + SECOND)["shown"] == 9
+
+
+def test_a_view_that_is_no_longer_declared_stays(root: Path) -> None:
+    FeastStore(root).apply()
+    store = FeastStore(root, views=(USER_HISTORY,))
+    removed = [c.name for c in store.plan() if c.action == "remove" and c.kind == "feature view"]
+    assert removed == ["item_statistics"]
+    store.apply()
+    assert set(FeastStore(root).applied()) == {"item_statistics", "user_history"}
+
+
+def test_a_feature_keeps_its_type(embedded: FeastStore, root: Path) -> None:
+    changed = View("item_statistics", "item_id", (Feature("actions", pa.float64(), ""),))
+    store = FeastStore(root, views=(changed,))
+    for attempt in (store.plan, store.apply):
+        with pytest.raises(FeatureError, match=r"item_statistics\.actions is Int64 in .* Float64"):
+            attempt()
+
+
+def written_by(store: FeastStore, **tags: str) -> None:
+    """Makes the registry what another version would have left."""
+    project = store._store.get_project("headrace")
+    project.tags = {**project.tags, **tags}
+    store._store.apply([project])
+
+
+def test_a_registry_of_another_feast_is_taken_over_when_asked(
+    embedded: FeastStore, root: Path
+) -> None:
+    written_by(embedded, feast="0.1.0")
+    with pytest.raises(FeatureError, match=r"Feast 0\.1\.0 wrote .*registry\.db.*features plan"):
+        FeastStore(root).apply()
+    (change,) = FeastStore(root).plan()
+    assert (change.kind, change.detail) == ("project", "tags")
+    FeastStore(root).apply(take_over=True)
+    FeastStore(root).apply()
+
+
+def test_a_registry_of_another_headrace_is_refused(embedded: FeastStore, root: Path) -> None:
+    written_by(embedded, layout="7")
+    for take_over in (False, True):
+        with pytest.raises(FeatureError, match=r"another version of Headrace .*layout 7.*--fresh"):
+            FeastStore(root).apply(take_over=take_over)
+
+
+def test_a_registry_that_cannot_be_read_is_refused(embedded: FeastStore, root: Path) -> None:
+    (root / "registry.db").write_bytes(b"not a registry")
+    with pytest.raises(FeatureError, match=r"registry\.db cannot be read .*--fresh"):
+        FeastStore(root).apply()
+
+
+# What cannot work
+
+
+def test_a_missing_online_store_is_told_and_made_again(embedded: FeastStore, root: Path) -> None:
+    for file in root.glob("online.db*"):
+        file.unlink()
+    store = FeastStore(root)
+    for attempt in (lambda: store.read(USER_HISTORY, [1]), lambda: store.push([items((7, 0, 1))])):
+        with pytest.raises(FeatureError, match=r"online\.db cannot be used.*features apply"):
+            attempt()
+    assert not list(root.glob("online.db*"))
+    store.apply()
+    store.push([items((7, 0, 1))])
+    assert online(store, 7) == [1]
+
+
+def test_a_view_without_a_table_is_told(embedded: FeastStore, root: Path) -> None:
+    other = View("moods", "user_id", (Feature("high", pa.int64(), ""),))
+    with pytest.raises(FeatureError, match=r"no such table: headrace_moods.*features apply"):
+        FeastStore(root, views=(other,)).read(other, [1])
+
+
+def test_a_redis_that_is_not_there_is_told(root: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"redis://ada:secret@127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(FeatureError, match=r"redis://127\.0\.0\.1:\d+/0 cannot") as told:
+            FeastStore(root, StoreConfig(address)).apply()
+    assert "secret" not in str(told.value)
+
+
+def test_what_is_not_declared_is_refused_and_nothing_is_pushed(embedded: FeastStore) -> None:
+    strange = items((7, 0, 1)).rows.append_column("mood", pa.array([1]))
+    with pytest.raises(FeatureError, match="a push to item_statistics has mood, which nothing"):
+        embedded.push([Push(ITEM_STATISTICS, strange)])
+    wrong = items((7, 0, 1)).rows.set_column(2, "actions", pa.array([1.0]))
+    with pytest.raises(FeatureError, match="actions as float64, and .* it as int64"):
+        embedded.push([Push(ITEM_STATISTICS, wrong)])
+    lacking = items((7, 0, 1)).rows.drop_columns(["popularity"])
+    with pytest.raises(FeatureError, match="lacks popularity"):
+        embedded.push([Push(ITEM_STATISTICS, lacking)])
+    view = View("moods", "user_id", (Feature("high", pa.int64(), ""),))
+    for attempt in (
+        lambda: embedded.push([push(view, (1, 0, 1))]),
+        lambda: embedded.read(view, [1]),
+        lambda: embedded.as_of(view, 1, START),
+    ):
+        with pytest.raises(FeatureError, match="the view moods is not declared"):
+            attempt()
+    assert online(embedded, 7) == [0]
+
+
+@pytest.mark.parametrize(
+    ("online", "why"),
+    [
+        ("mysql://somewhere", "names no store"),
+        ("redis://", "names no store"),
+        ("redis://host:port", "no port"),
+        ("redis://host:6379/first", "a database in Redis is a number"),
+        ("redis://ada:a%2Cb@host", "no password with a comma"),
+    ],
+)
+def test_an_online_store_that_cannot_be(online: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        StoreConfig(online)
+
+
+def test_a_project_needs_a_name() -> None:
+    with pytest.raises(ConfigError, match="features.project"):
+        StoreConfig(project='x"; DROP TABLE')
+
+
+def test_clearing_forgets_what_is_online(store: FeastStore) -> None:
+    """Or a replay from the start would be older than what is there, and change nothing."""
+    store.push([items((7, 9, 3)), users((1, 9, [7]))])
+    store.clear()
+    store.apply()
+    assert online(store, 7) == [0]
+    store.push([items((7, 1, 1))])
+    assert online(store, 7) == [1]
 
 
 # Behind the loop

@@ -155,8 +155,7 @@ class MemoryFeatures:
         self._rows = rows
 
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]:
-        nothing = dict.fromkeys(view.features)
-        return [{**nothing, **self._rows.get((view.name, key), {})} for key in keys]
+        return [{**view.defaults, **self._rows.get((view.name, key), {})} for key in keys]
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_an_unknown_user_gets_what_is_popular(stocked: Stage) -> None:
         "attributes": {"year": 1999},
         "score": 0.0,
         "source": "popular",
-        "statistics": {"actions": None, "mean_reward": None, "popularity": None},
+        "statistics": {"actions": 0, "mean_reward": None, "popularity": 0.0},
     }
     assert answer["user_id"] == "stranger"
     assert answer["version"] is answer["watermark"] is answer["features_at"] is None
@@ -489,7 +489,7 @@ def fuzzed(
 
     class Nobody:
         def read(self, view: Any, keys: Sequence[int]) -> list[dict[str, Any]]:
-            return [dict.fromkeys(view.features) for _ in keys]
+            return [view.defaults for _ in keys]
 
     log = FileLog(tmp_path_factory.mktemp("fuzz") / "log.db")
     made = make_stage(log, Nobody(), connect)

@@ -160,8 +160,8 @@ def test_every_item_is_described_with_its_statistics(
     feature_rows["item_statistics", stable_id("i1")] = {"actions": 9, "mean_reward": 1.0}
     first, second = recommender.recommend("stranger", 2).items
     assert (second.item.title, second.item.attributes) == ("Title i1", {"year": 1999})
-    assert second.statistics == {"actions": 9, "mean_reward": 1.0, "popularity": None}
-    assert first.statistics == {"actions": None, "mean_reward": None, "popularity": None}
+    assert second.statistics == {"actions": 9, "mean_reward": 1.0, "popularity": 0.0}
+    assert first.statistics == {"actions": 0, "mean_reward": None, "popularity": 0.0}
 
 
 def test_every_answer_has_a_request_id_of_its_own(recommender: Recommender) -> None:

@@ -23,7 +23,7 @@ from streaming.errors import ArtefactCorrupt
 from streaming.events import EventRules
 from streaming.log import SAMPLES, Record, TopicPartition
 from streaming.memory_log import MemoryLog
-from streaming.samples import decode_samples, encode_samples, sample_schema
+from streaming.samples import LATER, decode_samples, encode_samples, sample_schema
 
 PARTITIONS = 2
 START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -122,6 +122,17 @@ def test_records_lie_across_batches_as_they_do_within_one(
     monkeypatch.setattr("streaming.archive_records._ROWS_AT_ONCE", 3)
     for day, records in expected(log).items():
         assert read(ArchivedSamples(archive), day) == records
+
+
+def test_files_of_an_older_release_are_read_with_nulls_for_what_they_lacked(
+    log: MemoryLog, archive: Archive
+) -> None:
+    samples = ArchivedSamples(archive)
+    day = samples.days()[0]
+    for part in archive.parts(SAMPLES, day):
+        table = pq.read_table(part.path)
+        pq.write_table(table.drop_columns(sorted(LATER)), part.path)
+    assert read(samples, day) == expected(log)[day]
 
 
 def test_from_any_position_on_only_the_rest_is_read(archive: Archive) -> None:

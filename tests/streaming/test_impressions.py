@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from streaming.artefact import Artefact
 from streaming.errors import ConfigError
-from streaming.event_columns import Histories
+from streaming.event_columns import ACTION, MOMENT, Histories
 from streaming.impressions import Impressions, ImpressionsConfig, Label
-from streaming.join_kernels import ACTION, EVENT, IMPRESSION, NOTHING
+from streaming.join_kernels import ACTION as ACTS
+from streaming.join_kernels import EVENT, IMPRESSION, NOTHING
+from streaming.rings import Lists
 
-LENGTH = 3  # of the histories in these tests
+LENGTH, WORDS = 3, 2  # of the histories in these tests
 SECOND = 1_000_000
 LABELS = {
     "click": Label(10.0),
@@ -59,6 +61,7 @@ class Left(NamedTuple):
     reward: float | None
     labels: Mapping[str, float]
     history: tuple[int, ...]
+    passed_over: tuple[tuple[int, float], ...] = ()  # items, and when they were shown
 
 
 # The machine, told and heard in these words
@@ -73,7 +76,7 @@ def take(machine: Impressions, config: ImpressionsConfig, told: Sequence[Told],
         earns = event.kind in REWARDS
         events[n]["does"] = (
             IMPRESSION if event.kind == "impression"
-            else ACTION if earns or event.kind in names else NOTHING
+            else ACTS if earns or event.kind in names else NOTHING
         )  # fmt: skip
         events[n]["now_us"] = events[n]["at_us"] = round(event.at_s * SECOND)
         events[n]["user_id"], events[n]["item_id"] = event.user, event.item
@@ -84,18 +87,16 @@ def take(machine: Impressions, config: ImpressionsConfig, told: Sequence[Told],
         events[n]["label"] = names.index(event.kind) if event.kind in names else -1
         events[n]["value"] = event.value
         events[n]["reward"] = REWARDS[event.kind] if earns else math.nan
-    items = [item for event in told for item in event.history]
-    offsets = np.cumsum([0, *(len(event.history) for event in told)])
-    asked = Histories(
-        offsets, np.array(items, np.int64), np.array(items, np.float32) / np.float32(2)
-    )
     found = []
-    for rows in machine.take(events, asked):
-        assert len(rows.rows) == len(rows.labels) == len(rows.histories.offsets) - 1
+    for rows in machine.take(events, histories_of(told)):
+        assert len(rows.rows) == len(rows.labels) == len(rows.histories.actions.offsets) - 1
         for n, row in enumerate(rows.rows):
-            start, end = rows.histories.offsets[n : n + 2]
-            history = rows.histories.items[start:end]
-            assert (rows.histories.rewards[start:end] == history / 2).all()
+            history = one(rows.histories.actions, n)
+            assert history["reward"].tolist() == (history["item"] / 2).tolist()
+            assert history["at_us"].tolist() == (history["item"] * SECOND).tolist()
+            words = one(rows.histories.searches, n)["id"]
+            assert words.tolist() == history["item"][-WORDS:].tolist()
+            passed = one(rows.passed_over, n)
             assert row["position"] == row["item_id"]
             assert row["scenario"] == row["request_id"]
             known = zip(names, rows.labels[n].tolist(), strict=True)
@@ -110,10 +111,27 @@ def take(machine: Impressions, config: ImpressionsConfig, told: Sequence[Told],
                     row["at_us"] / SECOND,
                     None if np.isnan(row["reward"]) else float(row["reward"]),
                     {name: label for name, label in known if not math.isnan(label)},
-                    tuple(history.tolist()),
+                    tuple(history["item"].tolist()),
+                    tuple(zip(passed["id"].tolist(), (passed["at_us"] / SECOND).tolist(),
+                              strict=True)),
                 )
-            )
+            )  # fmt: skip
     return found
+
+
+def histories_of(told: Sequence[Told]) -> Histories:
+    """What each event's user did, and searched for: the same numbers, so that one tells both."""
+    items = np.array([item for event in told for item in event.history], np.int64)
+    offsets = np.cumsum([0, *(len(event.history) for event in told)])
+    actions, words = np.zeros(len(items), ACTION), np.zeros(len(items), MOMENT)
+    actions["item"] = words["id"] = items
+    actions["reward"] = items / 2
+    actions["at_us"] = items * SECOND
+    return Histories(Lists(offsets, actions), Lists(offsets, words))
+
+
+def one(lists: Lists, number: int) -> Any:
+    return lists.records[lists.offsets[number] : lists.offsets[number + 1]]
 
 
 class Stage:
@@ -121,7 +139,7 @@ class Stage:
 
     def __init__(self, config: ImpressionsConfig = CONFIG) -> None:
         self.config = config
-        self.machine = Impressions(config, LENGTH)
+        self.machine = Impressions(config, LENGTH, WORDS)
         self._told = 0
 
     def tell(self, *told: Told) -> list[Left]:
@@ -271,7 +289,8 @@ def test_what_comes_after_being_forgotten_is_an_action_without_impression() -> N
     stage.wait_until(21)  # all labels are decided, 30 s of remembering begin
     assert labels(stage.act("click", 51)) == [{"click": 1.0}]
     left = stage.act("cart", 51.5, history=(8,))
-    assert left == [Left(4, "cart", False, 1, 1, 1, 51.5, 0.75, {}, (8,))]
+    # That it was passed over stays true, although a click came late.
+    assert left == [Left(4, "cart", False, 1, 1, 1, 51.5, 0.75, {}, (8,), ((1, 0.0),))]
     assert stage.counts == {"opened": 1, "negatives": 2, "late": 1, "unmatched": 1}
 
 
@@ -406,6 +425,53 @@ def test_a_history_is_no_longer_than_asked_for_and_keeps_the_newest() -> None:
     assert organic.history == joined.history == waited.history == (6, 7, 8)
 
 
+# What was passed over
+
+
+def test_what_was_shown_in_vain_is_known_once_the_last_label_is_decided() -> None:
+    stage = Stage()
+    stage.show(0, 7)
+    early = stage.act("rate", 10.5, 8)  # its click did not come, but it may yet be hidden
+    assert [row.passed_over for row in early] == [(), ()]
+    assert [row.passed_over for row in stage.act("rate", 20.5, 8)] == [(), ((7, 0.0),)]
+    stage.show(21, 9, request=2)
+    (late,) = stage.act("click", 21.5, 7)
+    assert late.passed_over == ()  # as it was when it was shown
+    (row,) = stage.act("click", 22, 9, request=2)
+    assert row.passed_over == ((7, 0.0),)
+
+
+def test_of_what_anything_came_was_not_passed_over() -> None:
+    stage = Stage()
+    for item, kind in enumerate(["click", "hide", "buy"]):
+        stage.show(0, item)
+        stage.act(kind, 1, item)
+    stage.show(0, 9)
+    stage.wait_until(99)
+    assert stage.act("rate", 100, 8)[0].passed_over == ((9, 0.0),)
+    assert stage.act("rate", 100, 8, user=2)[0].passed_over == ()
+
+
+def test_the_newest_of_what_was_passed_over_are_kept_also_of_what_is_sampled_out() -> None:
+    config = replace(CONFIG, passed_over=2, keep_negatives=1e-9)
+    stage = Stage(config)
+    for item in range(5):
+        stage.show(item, item)
+    assert stage.wait_until(50) == []
+    assert stage.act("rate", 51, 8)[0].passed_over == ((3, 3.0), (4, 4.0))
+
+
+def test_any_number_of_users_may_pass_over_something_at_once() -> None:
+    """Of the many there is room for no more than `users`: the last of them."""
+    config = replace(CONFIG, passed_over=1, users=1_500)
+    machine = Impressions(config, LENGTH, WORDS)
+    take(machine, config, [Told("impression", 0, n, n, user=n) for n in range(2_000)])
+    asked = [Told("rate", 50, user=n) for n in (0, 499, 500, 1_999)]
+    left = take(machine, config, [Told("nothing", 25), *asked])
+    assert [row.passed_over for row in left[-4:]] == [(), (), ((500, 0.0),), ((1_999, 0.0),)]
+    assert machine.tables()["impressions-passed-over"].num_rows == 1_500
+
+
 # Bounds
 
 
@@ -430,7 +496,7 @@ def test_what_is_only_remembered_goes_first() -> None:
 
 def test_an_endless_stream_takes_no_more_memory_than_what_is_open_at_once() -> None:
     config = replace(CONFIG, remember_s=0.0)
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     sizes, saved = [], []
     for turn in range(40):
         told = []
@@ -457,15 +523,16 @@ def test_an_idle_machine_forgets_everything() -> None:
         stage.wait_until(at_s)
     assert (stage.counts.get("open"), stage.counts.get("waiting")) == (None, None)
     assert stage.machine.next_due_us is None
-    histories = stage.machine.tables()["impressions-histories"]
-    assert set(histories["holders"].to_pylist()) == {0}
-    assert {len(items) for items in histories["items"].to_pylist()} == {0}
+    tables = stage.machine.tables()
+    assert set(tables["impressions-histories"]["holders"].to_pylist()) == {0}
+    for name in ("actions", "searches", "passed_over"):
+        assert {len(held) for held in tables[f"impressions-{name}"].column(0).to_pylist()} == {0}
 
 
 @pytest.mark.parametrize("config", [CONFIG, ImpressionsConfig({"click": Label(10.0)})])
 def test_any_number_of_rows_leaves_whole_and_in_order(config: ImpressionsConfig) -> None:
     """Of far more than are written at once, with the history that each had."""
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     shown = [Told("impression", n / 1e4, n, n, history=(n, n + 1)) for n in range(20_000)]
     assert take(machine, config, shown) == []
     left = take(machine, config, [Told("nothing", 15)])
@@ -478,19 +545,19 @@ def test_any_number_of_rows_leaves_whole_and_in_order(config: ImpressionsConfig)
 def test_rows_stay_what_they_were_while_more_of_them_leave() -> None:
     """Arrow refers to the memory of an array instead of copying it."""
     config = ImpressionsConfig({"click": Label(10.0)})
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     take(machine, config, [Told("impression", 0, n, n, history=(n,)) for n in range(20_000)])
     events = np.zeros(20_001, EVENT)  # the first ends the windows, the others are organic
     events["now_us"] = 15 * SECOND
     events["item_id"] = np.arange(20_000 - 1, 40_000)
     events["request_id"] = events["label"] = -1
-    events["does"][1:] = ACTION
-    nothing = Histories(np.zeros(2, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    events["does"][1:] = ACTS
+    nothing = Histories(Lists.empty(1, ACTION), Lists.empty(1, MOMENT))
     parts = list(machine.take(events, nothing))
     assert len(parts) > 4
     items = np.concatenate([part.rows["item_id"] for part in parts])
     assert items.tolist() == list(range(40_000))
-    histories = np.concatenate([part.histories.items for part in parts])
+    histories = np.concatenate([part.histories.actions.records["item"] for part in parts])
     assert histories.tolist() == list(range(20_000))
     clicks = np.concatenate([part.labels[:, 0] for part in parts])
     assert (clicks[:20_000] == 0).all()
@@ -502,7 +569,7 @@ def test_rows_stay_what_they_were_while_more_of_them_leave() -> None:
 
 def test_negatives_are_kept_for_the_same_impressions_whatever_the_label() -> None:
     config = replace(CONFIG, keep_negatives=0.3)
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     shown = [Told("impression", 0, n % 50, n // 50) for n in range(2_000)]
     take(machine, config, shown)
     clicks = take(machine, config, [Told("nothing", 11)])
@@ -515,7 +582,7 @@ def test_negatives_are_kept_for_the_same_impressions_whatever_the_label() -> Non
 
 def test_every_positive_is_kept() -> None:
     config = replace(CONFIG, keep_negatives=0.01)
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     take(machine, config, [Told("impression", 0, n) for n in range(500)])
     assert len(take(machine, config, [Told("click", 1, n) for n in range(500)])) == 500
 
@@ -524,7 +591,7 @@ def test_every_positive_is_kept() -> None:
 def test_the_correction_for_downsampling_gives_the_rate_of_the_full_stream(kept: float) -> None:
     """q = p / (p + (1 - p) / w), where p is the rate among samples and w the share kept."""
     config = replace(CONFIG, keep_negatives=kept)
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     shown, clicked = 60_000, 60_000 // 20
     left = take(machine, config, [Told("impression", 0, n, n) for n in range(shown)])
     left += take(machine, config, [Told("click", 1, n, n) for n in range(0, shown, 20)])
@@ -539,7 +606,7 @@ def test_the_correction_for_downsampling_gives_the_rate_of_the_full_stream(kept:
 
 
 def restored(machine: Impressions, config: ImpressionsConfig, length: int = LENGTH) -> Impressions:
-    return Impressions(config, length, Artefact({}, machine.tables()))
+    return Impressions(config, length, WORDS, Artefact({}, machine.tables()))
 
 
 def test_a_shorter_history_after_a_restart_keeps_the_newest() -> None:
@@ -620,7 +687,7 @@ def test_a_configuration_that_cannot_work_is_refused(config: dict[str, Any], sen
 
 def test_as_many_labels_as_there_are_bits_work() -> None:
     config = ImpressionsConfig({f"k{n}": Label(10.0 + n) for n in range(31)})
-    machine = Impressions(config, LENGTH)
+    machine = Impressions(config, LENGTH, WORDS)
     take(machine, config, [Told("impression", 0)])
     left = take(machine, config, [Told("k30", 1), Told("nothing", 99)])
     assert labels(left) == [{"k30": 1.0}, *({f"k{n}": 0.0} for n in range(30))]
@@ -635,10 +702,17 @@ def test_followers_are_all_that_come_after() -> None:
 # Against a plain account
 
 
+class Known(NamedTuple):
+    """What is known of a user at a moment."""
+
+    history: tuple[int, ...]
+    passed_over: tuple[tuple[int, float], ...]
+
+
 @dataclass
 class Open:
     shown: Told
-    history: tuple[int, ...]
+    known: Known
     own_history: bool  # that of a feedback that was there first: not shared with the request
     due_s: float
     queue: int = 0  # the number of the window that is open, or how many there are: remembered
@@ -649,6 +723,7 @@ class Open:
 @dataclass
 class Waiter:
     feedback: Told
+    known: Known
     due_s: float
     met: bool = False  # its place is kept until its time is over
 
@@ -662,6 +737,7 @@ class Account:
         self.windows = sorted({label.window_s for label in config.labels.values()})
         self.opened: list[list[Open]] = [[] for _ in (*self.windows, None)]
         self.waiting: list[Waiter] = []
+        self.passed_over: OrderedDict[int, tuple[tuple[int, float], ...]] = OrderedDict()
         self.counts: Counter[str] = Counter()
         self.left: list[Left] = []
         self.number = -1
@@ -675,7 +751,19 @@ class Account:
         elif told.kind in self.config.labels and told.request != -1:
             self.answer(told)
         elif told.kind in REWARDS:
-            self.leave_organic(told)
+            self.leave_organic(told, self.known(told))
+
+    def known(self, told: Told) -> Known:
+        return Known(told.history[-LENGTH:], self.passed_over.get(told.user, ()))
+
+    def pass_over(self, shown: Told) -> None:
+        if not self.config.passed_over:
+            return
+        if shown.user not in self.passed_over and len(self.passed_over) == self.config.users:
+            self.passed_over.popitem(last=False)
+        before = self.passed_over.pop(shown.user, ())
+        newest = (*before, (shown.item, shown.at_s))[-self.config.passed_over :]
+        self.passed_over[shown.user] = newest
 
     def settle_first(self, now_s: float) -> bool:
         firsts = [(queue[0].due_s, n) for n, queue in enumerate(self.opened) if queue]
@@ -695,7 +783,7 @@ class Account:
         waiter = self.waiting.pop(0)
         if not waiter.met:
             self.counts["unmatched"] += 1
-            self.leave_organic(waiter.feedback)
+            self.leave_organic(waiter.feedback, waiter.known)
 
     def end_window(self, impression: Open, now_s: float) -> None:
         labels, positive = self.config.labels, impression.positive
@@ -711,6 +799,8 @@ class Account:
             impression.due_s = impression.shown.at_s + self.windows[impression.queue]
         else:
             impression.queue = len(self.windows)
+            if not positive:
+                self.pass_over(impression.shown)
         self.opened[impression.queue].append(impression)
         negative = {name for name in ended if not positive & self.config.followers(name)}
         if not negative:
@@ -731,13 +821,10 @@ class Account:
         if len(self.all_open()) >= self.config.most_open:
             self.crowd_out()
         waiters = [w for w in self.waiting if not w.met and same(w.feedback, told)]
-        shared = [o.history for o in self.all_open()
+        shared = [o.known for o in self.all_open()
                   if o.shown.request == told.request and not o.own_history]  # fmt: skip
-        history = (
-            waiters[0].feedback.history if waiters
-            else shared[0] if shared else told.history[-LENGTH:]
-        )[-LENGTH:]  # fmt: skip
-        impression = Open(told, history, bool(waiters), told.at_s + self.windows[0])
+        known = waiters[0].known if waiters else shared[0] if shared else self.known(told)
+        impression = Open(told, known, bool(waiters), told.at_s + self.windows[0])
         self.opened[0].append(impression)
         self.counts["opened"] += 1
         for waiter in waiters:
@@ -761,10 +848,10 @@ class Account:
             if len(self.waiting) >= self.config.most_waiting:
                 self.give_up()
             if sum(same(w.feedback, told) for w in self.waiting if not w.met) < 16:
-                self.waiting.append(Waiter(told, told.at_s + self.config.wait_s))
+                self.waiting.append(Waiter(told, self.known(told), told.at_s + self.config.wait_s))
                 return
         self.counts["unmatched"] += 1
-        self.leave_organic(told)
+        self.leave_organic(told, self.known(told))
 
     def decide(self, impression: Open, told: Told) -> None:
         if told.kind in impression.positive:
@@ -779,14 +866,14 @@ class Account:
         shown, reward = impression.shown, REWARDS.get(kind)
         self.left.append(
             Left(self.number, kind, True, shown.item, shown.request, shown.user, shown.at_s,
-                 reward, labels, impression.history)
+                 reward, labels, *impression.known)
         )  # fmt: skip
 
-    def leave_organic(self, told: Told) -> None:
+    def leave_organic(self, told: Told, known: Known) -> None:
         if told.kind in REWARDS:
             self.left.append(
                 Left(self.number, told.kind, False, told.item, told.request, told.user, told.at_s,
-                     REWARDS[told.kind], {}, told.history[-LENGTH:])
+                     REWARDS[told.kind], {}, *known)
             )  # fmt: skip
 
     def find(self, told: Told) -> Open | None:
@@ -824,6 +911,8 @@ CONFIGS = st.builds(
     keep_negatives=st.sampled_from([1.0, 0.5]),
     most_open=st.sampled_from([1, 2, 4, 99]),
     most_waiting=st.sampled_from([1, 2, 99]),
+    passed_over=st.sampled_from([0, 1, 3]),
+    users=st.sampled_from([1, 99]),
 )
 
 
@@ -844,7 +933,7 @@ def test_every_row_and_every_count_is_that_of_a_plain_account(
     steps: list[tuple[Any, ...]], config: ImpressionsConfig
 ) -> None:
     kept = kept_at_half if config.keep_negatives < 1 else lambda *_: True
-    account, machine = Account(config, kept), Impressions(config, LENGTH)
+    account, machine = Account(config, kept), Impressions(config, LENGTH, WORDS)
     for n, told in enumerate(events_of(steps, config)):
         before = len(account.left)
         account.tell(told)
@@ -863,9 +952,9 @@ def test_any_cut_with_a_restart_at_each_changes_neither_rows_nor_state(
     steps: list[tuple[Any, ...]], config: ImpressionsConfig, sizes: list[int], restarts: bool
 ) -> None:
     told = events_of(steps, config)
-    whole = Impressions(config, LENGTH)
+    whole = Impressions(config, LENGTH, WORDS)
     expected = take(whole, config, told)
-    machine, found, start = Impressions(config, LENGTH), [], 0
+    machine, found, start = Impressions(config, LENGTH, WORDS), [], 0
     for size in [*sizes, len(told)]:
         found += take(machine, config, told[start : start + size], min(start, len(told)))
         start += size

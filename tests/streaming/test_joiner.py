@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.behaviour import Behaviour, BehaviourConfig, Scale
+from features.text import word_ids
 from streaming.artefact import Artefact, read_artefact, write_artefact
 from streaming.decode import decode_events
+from streaming.event_columns import NONE, scenario_codes
 from streaming.events import EVENT_SCHEMA, EventRules, encode_events, event_batch, parse_event
 from streaming.ids import stable_id
 from streaming.impressions import ImpressionsConfig, Label
@@ -121,6 +123,14 @@ def test_a_sample_tells_who_what_when_and_what_came_of_it() -> None:
         "position": 4,
         "history": [],
         "history_rewards": [],
+        "history_kinds": [],
+        "history_at_us": [],
+        "history_scenarios": [],
+        "history_values": [],
+        "searched": [],
+        "searched_at_us": [],
+        "passed_over": [],
+        "passed_over_at_us": [],
         "item_tokens": None,
         "reward": 0.75,
         "label_liked": True,
@@ -157,6 +167,50 @@ def test_the_history_reaches_back_over_earlier_records_and_no_further_than_its_l
         histories.append(row["history"])
     ids = [stable_id(f"i{n}") for n in range(6)]
     assert histories == [ids[max(0, n - LENGTH) : n] for n in range(6)]
+
+
+def test_a_sample_tells_of_each_action_before_it_what_when_where_and_how_much() -> None:
+    events = [
+        rate("u", "a", 4, scenario="home", at_s=1),
+        event("click", item="b", request="none", at_s=2),
+        rate("u", "c", 2.5, at_s=3),
+        rate("u", "d", at_s=4),
+    ]
+    row = samples(joiner().on_batch(records(events)))[-1]
+    kinds = BehaviourConfig().kinds
+    assert [kinds[kind] for kind in row["history_kinds"]] == ["rate", "click", "rate"]
+    assert row["history_at_us"] == [NOW_US + n * SECOND for n in (1, 2, 3)]
+    assert row["history_scenarios"] == [*scenario_codes(["home"]).tolist(), NONE, NONE]
+    assert row["history_values"] == [4.0, None, 2.5]
+
+
+def test_a_sample_tells_what_its_user_searched_for_before_and_not_after() -> None:
+    events = [
+        {"kind": "search", "user_id": "u", "query": "Toy Story", "at_s": 1},
+        event("impression", item="a", at_s=2),
+        {"kind": "search", "user_id": "u", "query": "heat", "at_s": 3},
+        {"kind": "search", "user_id": "v", "query": "elsewhere", "at_s": 3},
+        event("click", item="a", at_s=4),
+        rate("u", "b", at_s=5),
+    ]
+    joined, organic = samples(joiner(searched_words=2).on_batch(records(events)))
+    toy, story, heat = word_ids(["toy story heat"], 3).values.tolist()
+    assert (joined["searched"], organic["searched"]) == ([toy, story], [story, heat])
+    assert joined["searched_at_us"] == [NOW_US + SECOND] * 2
+    assert organic["searched_at_us"] == [NOW_US + SECOND, NOW_US + 3 * SECOND]
+
+
+def test_a_sample_tells_what_its_user_had_passed_over_by_then() -> None:
+    events = [
+        event("impression", item="a", request="first", at_s=0),
+        event("impression", item="b", request="early", at_s=5),
+        event("impression", item="c", request="late", at_s=11),
+        event("click", item="b", request="early", at_s=12),
+        event("click", item="c", request="late", at_s=12),
+    ]
+    clicked = [row for row in samples(joiner().on_batch(records(events))) if row["label_click"]]
+    assert [row["passed_over"] for row in clicked] == [[], [stable_id("a")]]
+    assert clicked[1]["passed_over_at_us"] == [NOW_US]
 
 
 def test_kinds_that_are_no_actions_make_no_samples() -> None:
@@ -305,6 +359,14 @@ def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
         "position": 4,
         "history": [stable_id("before")],  # as it was when the item was shown
         "history_rewards": [pytest.approx(0.3)],
+        "history_kinds": [0],  # a click is the first of the recipe's rewards
+        "history_at_us": [NOW_US],
+        "history_scenarios": [NONE],
+        "history_values": [None],
+        "searched": [],
+        "searched_at_us": [],
+        "passed_over": [],
+        "passed_over_at_us": [],
         "item_tokens": None,
         "negative_rate": 1.0,
     }
@@ -569,8 +631,10 @@ JOINED = st.lists(
     st.fixed_dictionaries(
         {
             "kind": st.sampled_from(
-                ["impression"] * 4 + ["click", "click", "cart", "rate", "item", "dance", "tick"]
+                ["impression"] * 4
+                + ["click", "click", "cart", "rate", "search", "item", "dance", "tick"]
             ),
+            "query": st.sampled_from(["heat", "toy story"]),
             "user_id": st.sampled_from("uv"),
             "item_id": st.sampled_from("abc"),
             "request_id": st.sampled_from("rst"),
@@ -589,9 +653,12 @@ JOINED = st.lists(
 def test_any_cut_into_batches_with_a_restart_at_each_gives_the_same_rows(
     events: Rows, sizes: list[int], restarts: bool, lateness_s: int
 ) -> None:
-    tight = ImpressionsConfig(LABELS, wait_s=2.0, remember_s=1.0, most_open=4, most_waiting=2)
+    tight = ImpressionsConfig(
+        LABELS, wait_s=2.0, remember_s=1.0, most_open=4, most_waiting=2, passed_over=2, users=1
+    )
     config: dict[str, Any] = {
         "remembered_events": 3,
+        "searched_words": 3,
         "lateness_s": lateness_s,
         "impressions": tight,
     }

@@ -12,6 +12,7 @@ from streaming.errors import ArtefactCorrupt, LogError
 from streaming.log import EVENTS, SAMPLES, Append, Record
 from streaming.memory_log import MemoryLog
 from streaming.samples import (
+    LATER,
     SAMPLE_SCHEMA,
     decode_samples,
     encode_samples,
@@ -85,6 +86,29 @@ def test_other_columns_are_no_samples(other: pa.Schema) -> None:
     empty = pa.RecordBatch.from_pylist([], schema=other)
     with pytest.raises(ArtefactCorrupt, match="must have SAMPLE_SCHEMA"):
         decode_samples(as_record(encode_samples(empty).value))
+
+
+def older(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """As a release wrote it that knew less of an action."""
+    return batch.select([name for name in batch.schema.names if name not in LATER])
+
+
+def test_samples_of_an_older_release_are_read_with_nulls_for_what_they_lacked() -> None:
+    schema = sample_schema(["click"])
+    rows = [{"item_id": 1, "user_id": 3, "at": 2, "kind": "click", "logged_us": 3,
+             "history": [4, 5], "history_rewards": [0.5, 1.0], "label_click": 1.0}]  # fmt: skip
+    now = pa.RecordBatch.from_pylist(rows, schema=schema)
+    then = older(now)
+    assert len(then.schema.names) == len(schema.names) - len(LATER)
+    decoded = decode_samples(as_record(encode_samples(then).value))
+    assert decoded.equals(now)
+    assert decoded["history_kinds"].null_count == 1
+
+
+def test_what_samples_always_had_may_not_be_missing_from_old_ones() -> None:
+    broken = older(batch(3)).drop_columns("history")
+    with pytest.raises(ArtefactCorrupt, match="must have SAMPLE_SCHEMA"):
+        decode_samples(as_record(encode_samples(broken).value))
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\xff\xff\xff"])

@@ -1,0 +1,8 @@
+"""The feature store: Feast, with SQLite or Redis online and Parquet offline."""
+
+from __future__ import annotations
+
+from features.store.feast_store import FeastStore
+from features.store.parts import PartsOfflineStore, PartsOfflineStoreConfig
+
+__all__ = ["FeastStore", "PartsOfflineStore", "PartsOfflineStoreConfig"]
