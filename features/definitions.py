@@ -138,12 +138,6 @@ USER_HISTORY = View(
     (
         Feature("items", pa.list_(pa.int64()), "the newest actions, oldest first", ()),
         Feature("rewards", pa.list_(pa.float32()), "one for each of `items`", ()),
-        Feature("kinds", pa.list_(pa.int64()), "each a place in `behaviour.rewards`", ()),
-        Feature("at_us", pa.list_(pa.int64()), "when each was, µs", ()),
-        Feature("scenarios", pa.list_(pa.int64()), "the code of each one's scenario", ()),
-        Feature("values", pa.list_(pa.float32()), "rating, share watched, price; NaN = none", ()),
-        Feature("searched", pa.list_(pa.int64()), "words of the newest searches, oldest first", ()),
-        Feature("searched_at_us", pa.list_(pa.int64()), "when each word was searched for, µs", ()),
         Feature("newest_us", pa.int64(), "event time of the newest action or search, µs"),
     ),
 )
@@ -179,7 +173,7 @@ def default_text(feature: Feature) -> str:
     """A default as people say it.
 
     >>> [default_text(feature) for feature in USER_HISTORY.features]
-    ['empty', 'empty', 'empty', 'empty', 'empty', 'empty', 'empty', 'empty', 'unknown']
+    ['empty', 'empty', 'unknown']
     """
     if feature.default is None:
         return "unknown"

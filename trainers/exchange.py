@@ -7,7 +7,7 @@ rounds, in each of which every rank has one or has done, and answers those of al
 
 from __future__ import annotations
 
-import os
+import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from torch.distributed.distributed_c10d import Store
 
 Ids = NDArray[np.int64]
 _READY_S = 0.02
+_yield_core = ctypes.CDLL(None).sched_yield  # unlike os.sched_yield without Python's lock
 _DONE = -1  # in the place of a service's number
 # What goes with the first message, as most of it is short: bytes that are shared, and numbers of a
 # question. A message costs more than this much of one.
@@ -50,6 +51,7 @@ class Exchange:
     def __init__(self, group: Any, device: str = "cpu") -> None:
         self.rank, self.size = group.rank(), group.size()
         self.services: list[Service] = []
+        self.is_idle = False  # messages are few, and may come late
         self._group = group
         self._device = torch.device(device)
 
@@ -73,7 +75,7 @@ class Exchange:
         """Each tensor becomes the sum of those of all ranks."""
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self._device)
         with self._heard():
-            _wait(self._group.allreduce([flat]))
+            self._group.allreduce([flat]).wait()  # to look at it first hides a lost rank
         for tensor, total in zip(
             tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True
         ):
@@ -84,7 +86,7 @@ class Exchange:
         mine = mine.to(self._device)
         theirs = torch.empty(sum(of), dtype=mine.dtype, device=self._device)
         with self._heard():
-            _wait(self._group.alltoall_base(theirs, mine, list(of), list(to)))
+            self._wait(self._group.alltoall_base(theirs, mine, list(of), list(to)))
         return theirs
 
     def ask(self, service: int, question: Ids, counts: Ids) -> Tensor:
@@ -158,6 +160,17 @@ class Exchange:
         gathered: NDArray[np.uint8] = self.swap(told, size, size).cpu().numpy()
         return gathered.reshape(self.size, -1)
 
+    def _wait(self, work: dist.Work) -> None:
+        """Until a message is through: for a while ready for it, then asleep.
+
+        A thread that sleeps is woken late when others compute, and there are many messages a step.
+        To yield leaves the core to those of torch that send and receive.
+        """
+        deadline = time.perf_counter() + (0.0 if self.is_idle else _READY_S)
+        while not work.is_completed() and time.perf_counter() < deadline:
+            _yield_core()
+        work.wait()
+
     @contextmanager
     def _heard(self) -> Iterator[None]:
         try:
@@ -166,18 +179,6 @@ class Exchange:
         except PeerLost:
             self.leave()  # not all wait for the rank that is lost, some wait for this one
             raise
-
-
-def _wait(work: dist.Work) -> None:
-    """Until a message is through: for a while at once ready for it, then asleep.
-
-    A thread that sleeps is woken late when others compute, and there are many messages a step. To
-    yield leaves the core to those of torch that send and receive.
-    """
-    deadline = time.perf_counter() + _READY_S
-    while not work.is_completed() and time.perf_counter() < deadline:
-        os.sched_yield()
-    work.wait()
 
 
 def connect(
@@ -199,7 +200,6 @@ def connect(
             options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
             options._timeout = timeout
-            options._threads = 1  # more would only hand messages on to each other
             group = dist.ProcessGroupGloo(store, rank, size, options)
         else:
             options = dist.ProcessGroupNCCL.Options()

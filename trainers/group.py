@@ -123,7 +123,9 @@ class _Rank:
         records = self._ahead.take(own, command.limit)
         self._there = {(r.partition, r.offset): r for r in records}
         places = np.array(list(self._there), np.int64).reshape(-1, 2)
-        return [[(p, at) for p, at in told.tolist()] for (told,) in self._exchange.share([places])]
+        told = [rank.tolist() for (rank,) in self._exchange.share([places])]
+        self._exchange.is_idle = not any(told)
+        return [[(p, at) for p, at in of_rank] for of_rank in told]
 
     def _learn(self, command: Learn) -> list[Append]:
         """Common steps; returns the letters of all ranks."""
