@@ -12,12 +12,13 @@ from streaming.archiver import GROUP as ARCHIVE
 from streaming.archiver import Archiver, ArchiveStep
 from streaming.artefact import Artefact
 from streaming.log import EVENTS, SAMPLES, Log, TopicPartition
-from streaming.loop import Loop
+from streaming.loop import Loop, Read
 from streaming.shares import Shares, SharesConfig
 
 if TYPE_CHECKING:
     from trainers.exchange import Exchange
     from trainers.group import Led, Member
+    from trainers.versions import VersionStore
 
 # Each builder imports what only its own process needs: importing Feast takes seconds.
 
@@ -76,16 +77,9 @@ def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     from trainers.versions import VersionStore, new_lineage
 
     _use_one_thread()
-    lineage = new_lineage()
-    store = VersionStore(home.versions)
-    return Loop(
-        log,
-        "trainer",
-        [SAMPLES],
-        lambda state: Trainer(recipe.trainer, lineage, state),
-        home.cuts("trainer"),
-        execute=store.execute,
-        config=recipe.trainer_loop,
+    lineage, store = new_lineage(), VersionStore(home.versions)
+    return _loop_to_versions(
+        recipe, home, log, store, lambda state: Trainer(recipe.trainer, lineage, state)
     )
 
 
@@ -105,17 +99,27 @@ def trainer_rank(recipe: Recipe, home: Home, log: Log, exchange: Exchange) -> Le
     if exchange.rank > 0:
         return Member(exchange, log, make, cuts, store)
     leader = Leader(exchange, log, make, cuts, store, recipe.group)
-    loop = Loop(
+    return Led(_loop_to_versions(recipe, home, log, store, leader.build, leader.read), leader)
+
+
+def _loop_to_versions(
+    recipe: Recipe,
+    home: Home,
+    log: Log,
+    store: VersionStore,
+    build: Callable[[Artefact | None], Any],
+    read: Read | None = None,
+) -> Loop[Any]:
+    return Loop(
         log,
         "trainer",
         [SAMPLES],
-        leader.build,
-        cuts,
-        read=leader.read,
+        build,
+        home.cuts("trainer"),
+        read=read,
         execute=store.execute,
         config=recipe.trainer_loop,
     )
-    return Led(loop, leader)
 
 
 def _use_one_thread() -> None:

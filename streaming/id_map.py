@@ -12,13 +12,11 @@ from streaming.kernels import (
     compiled,
     get,
     has_room,
-    home,
-    internal,
     put,
     remove,
     slots_for,
 )
-from streaming.prefetch import AHEAD, prefetch
+from streaming.prefetch import AHEAD, prefetch_home
 
 _AT_ONCE = 1 << 16  # slots: a smaller map moves into its larger one at once
 _NEARLY_FULL = 0.74  # of the slots are taken: it is time to prepare the larger map
@@ -132,11 +130,6 @@ class IdMap:
         self._touched = end
 
 
-@internal
-def _prefetch_home(slots: NDArray[np.int64], key: int) -> None:
-    prefetch(slots, 2 * int(np.int64(home(key, np.uint64(slots.size // 2)))))
-
-
 @compiled
 def _find(
     slots: NDArray[np.int64],
@@ -146,12 +139,12 @@ def _find(
 ) -> None:
     for i in range(ids.size):
         if i + AHEAD < ids.size:
-            _prefetch_home(slots, ids[i + AHEAD])
+            prefetch_home(slots, ids[i + AHEAD])
         rows[i] = get(slots, ids[i])
     if old.size > 0:
         for i in range(ids.size):
             if i + AHEAD < ids.size and rows[i + AHEAD] == EMPTY:
-                _prefetch_home(old, ids[i + AHEAD])
+                prefetch_home(old, ids[i + AHEAD])
             if rows[i] == EMPTY:
                 rows[i] = get(old, ids[i])
 

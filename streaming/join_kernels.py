@@ -26,13 +26,12 @@ from streaming.kernels import (
     EMPTY,
     compiled_in_place,
     get,
-    home,
     internal_in_place,
     mix,
     put,
     remove,
 )
-from streaming.prefetch import AHEAD, prefetch
+from streaming.prefetch import AHEAD, prefetch, prefetch_home
 from streaming.rings import are_full, copy_of, new_place
 
 # What is known of everything that is held.
@@ -158,7 +157,7 @@ def run(join: Any, start: int) -> Any:
     for i in range(start, events.size):
         if i + AHEAD < events.size and events[i + AHEAD].does != NOTHING:
             key = _key(events[i + AHEAD].request_id, events[i + AHEAD].item_id)
-            _prefetch_key(state[0], key)
+            prefetch_home(state[0], key)
         queue = _due(state, events[i].now_us)
         while queue != EMPTY:
             if size >= out[0].size - _SPARE_ROWS or are_full(state[6]):
@@ -230,16 +229,11 @@ def _settle(join: Any, i: int, size: int, queue: int) -> int:
 
 
 @internal_in_place
-def _prefetch_key(slots: Ids, key: int) -> None:
-    prefetch(slots, 2 * int(np.int64(home(key, np.uint64(slots.size // 2)))))
-
-
-@internal_in_place
 def _prefetch_first(state: Any, queue: int) -> None:
     """Asks for what the next entry of a queue will need, and for the one behind it."""
     open_, first = state[2], state[7][queue, 0]
     if first != EMPTY:
-        _prefetch_key(state[0], open_[first].key)
+        prefetch_home(state[0], open_[first].key)
         prefetch(state[4], open_[first].history)
         prefetch(open_, open_[first].next)
 

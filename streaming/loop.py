@@ -44,6 +44,7 @@ from streaming.log import NOBODY, Append, Log, Positions, Record, TopicPartition
 REPLAY_WAIT_S = 10.0  # for records that must be there, from a log that may be far away
 Output = Any  # an Append, or an instruction that the loop's executor understands
 Executor = Callable[[Sequence[Output]], Sequence[Append]]
+Read = Callable[[Positions, int, float], list[Record]]  # as `Log.read`
 
 
 class Step(Protocol):
@@ -141,7 +142,7 @@ class Loop(Generic[S]):
         cuts: Path,
         *,
         only: Collection[TopicPartition] | None = None,
-        read: Callable[[Positions, int, float], list[Record]] | None = None,
+        read: Read | None = None,
         execute: Executor = append_only,
         redo: Executor = append_only,
         flush: Callable[[], None] = lambda: None,

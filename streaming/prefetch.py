@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from streaming.kernels import internal
+from streaming.kernels import home, internal
 
 AHEAD = 16  # rows to ask ahead: enough to hide memory's delay, few enough to stay in the cache
 _LINE = 64  # bytes that come together
@@ -25,6 +26,12 @@ def prefetch(array: Any, row: int) -> None:
     start = array.ctypes.data + row * array.strides[0]
     for address in range(start, start + array.strides[0], _LINE):
         _prefetch_line(address)
+
+
+@internal
+def prefetch_home(slots: Any, key: int) -> None:
+    """Asks for the place in a map (`streaming.kernels`) where a key wants to lie."""
+    prefetch(slots, 2 * int(np.int64(home(key, np.uint64(slots.size // 2)))))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

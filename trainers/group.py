@@ -98,10 +98,18 @@ MakeTrainer = Callable[[str, Artefact | None], Trainer]  # of a lineage, and a s
 class _Rank:
     """What leader and members do alike."""
 
-    def __init__(self, exchange: Exchange, log: Log, make: MakeTrainer, cuts: Path) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        log: Log,
+        make: MakeTrainer,
+        cuts: Path,
+        versions: VersionStore,
+    ) -> None:
         self._exchange = exchange
         self._make = make
         self._cuts = cuts
+        self._versions = versions
         self._ahead = ReadAhead(log)
         self._there: dict[Place, Record] = {}  # what was read of this rank's, and not learnt
         self._lineage = ""
@@ -171,8 +179,7 @@ class Leader(_Rank):
         versions: VersionStore,
         config: GroupConfig,
     ) -> None:
-        super().__init__(exchange, log, make, cuts)
-        self._versions = versions
+        super().__init__(exchange, log, make, cuts, versions)
         self._config = config
         self._number = 0  # of marks and cuts
 
@@ -287,8 +294,7 @@ class Member(_Rank):
         cuts: Path,
         versions: VersionStore,
     ) -> None:
-        super().__init__(exchange, log, make, cuts)
-        self._versions = versions
+        super().__init__(exchange, log, make, cuts, versions)
         self._writer = ThreadPoolExecutor(1, "cuts")
         self._written: Future[int] | None = None
 
