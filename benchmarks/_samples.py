@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from streaming.samples import SAMPLE_SCHEMA
+from features.definitions import SAMPLE_FEATURES
+from streaming.samples import sample_schema
 
 HISTORY = 20
+SCHEMA = sample_schema((), SAMPLE_FEATURES)
 _AT_US = 1_700_000_000_000_000
 
 
@@ -26,13 +28,13 @@ def micro_batch(
     """
     rng = np.random.default_rng(number)
     drawn = rng.zipf(1.1, (size, HISTORY + 1)) % known
-    list_of = {name: SAMPLE_SCHEMA.field(name).type for name in ("history", "history_rewards")}
+    list_of = {name: SCHEMA.field(name).type for name in ("history", "history_rewards")}
     history = pa.FixedSizeListArray.from_arrays(pa.array(drawn[:, 1:].ravel()), HISTORY)
     rewards = np.ones((size, HISTORY), np.float32)
     columns = {
         "user_id": rng.integers(users, size=size),
         "item_id": drawn[:, 0] % items,
-        "at": pa.array(np.full(size, _AT_US + number)).cast(SAMPLE_SCHEMA.field("at").type),
+        "at": pa.array(np.full(size, _AT_US + number)).cast(SCHEMA.field("at").type),
         "kind": pa.array(["click"] * size),
         "history": history.cast(list_of["history"]),
         "history_rewards": pa.array(rewards.tolist(), list_of["history_rewards"]),
@@ -41,7 +43,6 @@ def micro_batch(
         "logged_us": np.full(size, _AT_US + number),
     }
     arrays = [
-        pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type)
-        for f in SAMPLE_SCHEMA
+        pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type) for f in SCHEMA
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=SAMPLE_SCHEMA)
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -17,11 +17,13 @@ import pyarrow as pa
 import torch
 
 from features.batch import read_samples
+from features.definitions import SAMPLE_FEATURES
 from features.sessions import split
 from features.tensors import pad_history
 from streaming.arrow_record import filled_columns
-from streaming.samples import SAMPLE_SCHEMA
+from streaming.samples import sample_schema
 
+SCHEMA = sample_schema((), SAMPLE_FEATURES)
 ROWS, HISTORY = 256, 50
 BATCHES, ROUNDS = 64, 7
 START_US = 1_700_000_000_000_000
@@ -66,9 +68,10 @@ def micro_batch(number: int) -> pa.RecordBatch:
     columns = {
         "history": rng.integers(1 << 62, size=size),
         "history_rewards": rng.random(size, np.float32),
-        "history_kinds": rng.integers(7, size=size, dtype=np.int8),
+        "history_kinds": rng.integers(7, size=size, dtype=np.int32),
         "history_at_us": START_US - np.sort(ages_us)[:, ::-1].ravel(),
         "history_scenarios": rng.integers(9, size=size, dtype=np.int32),
+        "history_sessions": rng.integers(99, size=size, dtype=np.int32),
         "history_values": rng.random(size, np.float32),
     }
     offsets = pa.array(np.arange(0, size + 1, HISTORY), pa.int32())
@@ -84,6 +87,4 @@ def micro_batch(number: int) -> pa.RecordBatch:
         "reward": pa.array(np.ones(ROWS, np.float32)),
         "logged_us": pa.array(np.full(ROWS, START_US)),
     }
-    return pa.RecordBatch.from_arrays(
-        filled_columns(SAMPLE_SCHEMA, ROWS, given), schema=SAMPLE_SCHEMA
-    )
+    return pa.RecordBatch.from_arrays(filled_columns(SCHEMA, ROWS, given), schema=SCHEMA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import pyarrow as pa
 from pydantic import PositiveFloat, PositiveInt
 
 from features.behaviour import Behaviour, BehaviourConfig
-from features.definitions import EVENT_TIME, ITEM_STATISTICS, USER_HISTORY, View
+from features.definitions import EVENT_TIME, ITEM_STATISTICS, STEP, USER_HISTORY, View
+from features.history_columns import pushed_columns, step_columns
 from features.statistics import ItemStatistics
 from streaming.artefact import Artefact
 from streaming.event_columns import Ids, event_columns
@@ -25,12 +26,14 @@ _NOBODY = np.empty(0, np.int64)  # whose history is asked for
 class Push:
     """An instruction: these rows, with `view.schema`, are now the newest of their entities.
 
-    `logged_us` is when the oldest event that they tell of reached the log.
+    `logged_us` is when the oldest event that they tell of reached the log. Of a view with sequences
+    `steps`, with `view.offline_schema`, is what the offline store keeps of them.
     """
 
     view: View
     rows: pa.Table
     logged_us: int | None = None
+    steps: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,11 @@ class Aggregator:
         self._intake = Intake(rules, config.remembered_events)
         self._users = Behaviour(behaviour, state)
         self._items = ItemStatistics(config.popularity_half_life, state)
+        self._steps = 0  # of histories, ever
+        self._kept = behaviour.length, behaviour.searched_words
         if state is not None:
             self._intake.restore(state.shards["intake"])
+            self._steps = state.meta["steps"]
 
     def on_batch(self, records: Sequence[Record]) -> list[Push]:
         taken = self._intake.take(records)
@@ -64,8 +70,11 @@ class Aggregator:
         users = np.unique(np.concatenate([actions.user_id, searches.user_id]))
         if len(users) == 0:
             return []
+        before_us = self._users.newest_us(users)
         self._users.observe(actions, searches, _NOBODY, _NOBODY)
-        pushes = [self._user_push(users)]
+        steps = step_columns(actions, searches, users, before_us, self._steps, self._kept)
+        self._steps += len(steps[STEP])
+        pushes = [self._user_push(users, steps)]
         if len(actions.rows):
             pushes.append(self._item_push(self._items.update(actions)))
         return [replace(push, logged_us=int(taken.logged_us.min())) for push in pushes]
@@ -79,41 +88,25 @@ class Aggregator:
             **self._users.tables(),
             **self._items.tables(),
         }
-        return Artefact({"users": len(self._users)}, shards)
+        return Artefact({"users": len(self._users), "steps": self._steps}, shards)
 
-    def _user_push(self, users: Ids) -> Push:
-        """All that is known of them, of which those columns go that the view declares."""
+    def _user_push(self, users: Ids, steps: Mapping[str, pa.Array]) -> Push:
         found, newest_us = self._users.histories(users)
-        actions, searches = found.actions.columns(), found.searches.columns()
-        values = actions["value"]  # without nulls, which lists in Feast cannot have
-        values = pa.ListArray.from_arrays(values.offsets, values.values.fill_null(float("nan")))
-        known = {
-            USER_HISTORY.key: pa.array(users),
-            EVENT_TIME: pa.array(newest_us),
-            "newest_us": pa.array(newest_us),
-            "items": actions["item"],
-            "rewards": actions["reward"],
-            "kinds": actions["kind"],
-            "at_us": actions["at_us"],
-            "scenarios": actions["scenario"],
-            "values": values,
-            "searched": searches["id"],
-            "searched_at_us": searches["at_us"],
-        }
-        return _push(USER_HISTORY, [known[name] for name in USER_HISTORY.schema.names])
+        rows = _table(USER_HISTORY.schema, pushed_columns(users, found, newest_us))
+        return Push(USER_HISTORY, rows, steps=_table(USER_HISTORY.offline_schema, steps))
 
     def _item_push(self, items: Ids) -> Push:
         found = self._items.columns(items)
-        columns = [
-            pa.array(items),
-            pa.array(found.newest_us),
-            pa.array(found.actions),
-            pa.array(found.rewards / found.actions),
-            pa.array(found.popularity),
-        ]
-        return _push(ITEM_STATISTICS, columns)
+        columns = {
+            ITEM_STATISTICS.key: pa.array(items),
+            EVENT_TIME: pa.array(found.newest_us),
+            "actions": pa.array(found.actions),
+            "mean_reward": pa.array(found.rewards / found.actions),
+            "popularity": pa.array(found.popularity),
+        }
+        return Push(ITEM_STATISTICS, _table(ITEM_STATISTICS.schema, columns))
 
 
-def _push(view: View, columns: Sequence[pa.Array]) -> Push:
-    arrays = [column.cast(f.type) for column, f in zip(columns, view.schema, strict=True)]
-    return Push(view, pa.Table.from_arrays(arrays, schema=view.schema))
+def _table(schema: pa.Schema, columns: Mapping[str, pa.Array]) -> pa.Table:
+    arrays = [columns[field.name].cast(field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)

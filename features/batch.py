@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.definitions import SAMPLE_FEATURES, FeatureError, type_name
 from streaming.event_columns import NONE
 
 Ids = NDArray[np.int64]
@@ -82,22 +84,24 @@ class Items:
 class Details:
     """What else is known of each of m actions, each column (m,).
 
-    `kinds` are places in the recipe's `behaviour.rewards` and `scenarios` the codes of
-    `streaming.event_columns.scenario_codes`, -1 where it is not known or there was none; `at_us`
-    is 0 where it is not known; `values` are those of the events, NaN where there was none.
+    `kinds` are places in the recipe's `behaviour.rewards`, `scenarios` and `sessions` the codes of
+    `streaming.event_columns.codes`, -1 where it is not known or there was none; `at_us` is 0 where
+    it is not known; `values` are those of the events, NaN where there was none.
     """
 
-    kinds: NDArray[np.int8]
+    kinds: NDArray[np.int32]
     at_us: Ids
     scenarios: NDArray[np.int32]
+    sessions: NDArray[np.int32]
     values: NDArray[np.float32]
 
     @staticmethod
     def unknown(actions: int) -> Details:
         """Of so many actions of which nothing else is known, as in samples of older releases."""
         return Details(
-            np.full(actions, NONE, np.int8),
+            np.full(actions, NONE, np.int32),
             np.zeros(actions, np.int64),
+            np.full(actions, NONE, np.int32),
             np.full(actions, NONE, np.int32),
             np.full(actions, np.nan, np.float32),
         )
@@ -105,7 +109,11 @@ class Details:
     def take(self, places: Any) -> Details:
         """Those at these places, or where a mask (m,) says so."""
         return Details(
-            self.kinds[places], self.at_us[places], self.scenarios[places], self.values[places]
+            self.kinds[places],
+            self.at_us[places],
+            self.scenarios[places],
+            self.sessions[places],
+            self.values[places],
         )
 
 
@@ -201,21 +209,70 @@ def read_samples(batch: pa.RecordBatch) -> Samples:
 
 
 def read_users(rows: pa.RecordBatch) -> Users:
-    """The users of rows that are samples, as each was known at the moment of his row."""
-    history = Jagged.from_column(rows["history"])
+    """The users of rows that are samples, as each was known at the moment of his row.
+
+    Features that were not declared yet when the samples were made are not known of anybody.
+
+    Raises:
+        FeatureError: a feature in them has another type than is declared.
+    """
+    found = _features(rows)
+    history = Jagged.from_column(found["history"])
     return Users(
         rows["user_id"].to_numpy(),
         history,
-        rows["history_rewards"].flatten().to_numpy(zero_copy_only=False),
+        found["history_rewards"].flatten().to_numpy(zero_copy_only=False),
         Details(
-            _beside(history, rows["history_kinds"], NONE),
-            _beside(history, rows["history_at_us"], 0),
-            _beside(history, rows["history_scenarios"], NONE),
-            _beside(history, rows["history_values"], np.nan),
+            _beside(history, found["history_kinds"], NONE),
+            _beside(history, found["history_at_us"], 0),
+            _beside(history, found["history_scenarios"], NONE),
+            _beside(history, found["history_sessions"], NONE),
+            _beside(history, found["history_values"], np.nan),
         ),
-        _moments(rows["searched"], rows["searched_at_us"]),
-        _moments(rows["passed_over"], rows["passed_over_at_us"]),
+        _moments(found["searched"], found["searched_at_us"]),
+        _moments(found["passed_over"], found["passed_over_at_us"]),
     )
+
+
+def known_user(user: int, row: Mapping[str, Any]) -> Users:
+    """One user, with his features as the online store answers them for USER_HISTORY."""
+    sizes = np.array([len(row["items"])], np.int64)
+    history = Jagged.of(np.array(row["items"], np.int64), sizes)
+    words = np.array(row["searched"], np.int64)
+    return Users(
+        np.array([user], np.int64),
+        history,
+        np.array(row["rewards"], np.float32),
+        Details(
+            np.array(row["kinds"], np.int32),
+            np.array(row["at_us"], np.int64),
+            np.array(row["scenarios"], np.int32),
+            np.array(row["sessions"], np.int32),
+            np.array(row["values"], np.float32),
+        ),
+        Moments(
+            Jagged.of(words, np.array([len(words)], np.int64)),
+            np.array(row["searched_at_us"], np.int64),
+        ),
+    )
+
+
+def _features(rows: pa.RecordBatch) -> dict[str, pa.ListArray]:
+    """The declared columns, null where the samples have none."""
+    there = set(rows.schema.names)
+    for declared in SAMPLE_FEATURES:
+        if declared.name in there and rows.schema.field(declared.name).type != declared.type:
+            found = type_name(rows.schema.field(declared.name).type)
+            raise FeatureError(
+                f"the samples in the log have {declared.name} as {found}, and"
+                f" features/definitions.py declares it as {type_name(declared.type)}: a feature"
+                " keeps its type, so give the new one another name, or start over with `headrace"
+                " run --fresh`"
+            )
+    return {
+        f.name: rows[f.name] if f.name in there else pa.nulls(rows.num_rows, f.type)
+        for f in SAMPLE_FEATURES
+    }
 
 
 def _moments(ids: pa.ListArray, at_us: pa.ListArray) -> Moments:

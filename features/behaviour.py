@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import NonNegativeInt, PositiveInt
 
+from features.definitions import SAMPLE_FEATURES
+from features.history_columns import sample_columns
 from features.text import word_ids
 from streaming.artefact import Artefact
 from streaming.errors import ArtefactError, ConfigError
@@ -21,9 +23,10 @@ from streaming.event_columns import (
     Histories,
     Ids,
     Searches,
+    codes,
     scenario_codes,
 )
-from streaming.rings import Rings
+from streaming.rings import Lists, Rings
 
 _SEARCH = "search"
 _MOST_WORDS = 16  # of one search
@@ -76,7 +79,7 @@ class BehaviourConfig:
     def actions(self, events: EventColumns) -> Actions:
         """The events that are actions, each with its reward."""
         rewards = np.full(len(events), np.nan, np.float32)
-        kinds = np.full(len(events), NONE, np.int32)
+        kinds = np.full(len(events), NONE, np.int8)
         for number, kind in enumerate(events.kinds):
             rule = self.rewards.get(kind)
             if rule is None:
@@ -100,6 +103,7 @@ class BehaviourConfig:
             kinds[rows],
             scenarios[events.scenario[rows]],
             events.value[rows].clip(*_FLOAT32).astype(np.float32),
+            codes(events.session_id[rows]),
         )
 
 
@@ -121,7 +125,7 @@ def searched_words(events: EventColumns) -> Searches:
 
 
 class Behaviour:
-    """The histories of every user, in memory bounded by `users` times what is kept of one: 32
+    """The histories of every user, in memory bounded by `users` times what is kept of one: 33
     bytes an action and 16 a word.
 
     Raises:
@@ -139,6 +143,15 @@ class Behaviour:
     def __len__(self) -> int:
         """How many users are remembered for what they did."""
         return len(self._actions)
+
+    @property
+    def sample_features(self) -> pa.Schema:
+        """The columns of samples that `columns` answers with."""
+        return SAMPLE_FEATURES
+
+    def columns(self, histories: Histories, passed_over: Lists) -> dict[str, pa.Array]:
+        """What m users did, searched for and passed over before, as columns of samples."""
+        return {**sample_columns(histories, passed_over)}
 
     def actions(self, events: EventColumns) -> Actions:
         """The events that are actions, each with its reward."""
@@ -167,6 +180,10 @@ class Behaviour:
         searches, searched_us = self._searches.get(users)
         return Histories(actions, searches), np.maximum(acted_us, searched_us)
 
+    def newest_us(self, users: Ids) -> Ids:
+        """The event time of the newest action or search of each user (µs), 0 for none."""
+        return np.maximum(self._actions.newest_us(users), self._searches.newest_us(users))
+
     def tables(self) -> dict[str, pa.Table]:
         """All of the state, who acted longest ago first."""
         return {
@@ -176,9 +193,10 @@ class Behaviour:
         }
 
     def _restore(self, shards: Mapping[str, pa.Table]) -> None:
-        if "behaviour-kinds" not in shards:
-            raise ArtefactError("the saved state has actions without their kinds and times, as an"
-                                " older release kept them: start over with"
+        lacks = set(ACTION.names or ()) - set(shards["behaviour"].column_names)
+        if lacks or "behaviour-kinds" not in shards:
+            raise ArtefactError("the saved state has less of each action than is kept now, as an"
+                                " older release left it: start over with"
                                 " `headrace run --fresh`")  # fmt: skip
         saved = tuple(shards["behaviour-kinds"]["kind"].to_pylist())
         if self._config.kinds[: len(saved)] != saved:

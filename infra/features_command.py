@@ -81,6 +81,7 @@ def list_features(
             "view": view.name,
             "entity": view.key,
             "lives": lifetime_text(view),
+            "stored": view.stored,
             "version": applied.get(view.name),
             "freshness": fresh.get(view.name),
             "features": [
@@ -89,6 +90,7 @@ def list_features(
                     "type": type_name(feature.type),
                     "default": default_text(feature),
                     "used": list(feature.used),
+                    "sample": feature.sample,
                     "meaning": feature.meaning,
                 }
                 for feature in view.features
@@ -121,20 +123,25 @@ def show_features(views: Sequence[dict[str, Any]], console: Console) -> None:
     table = Table("view", "feature", "type", "used in", "default", "meaning", title="Features")
     for view in views:
         table.add_section()
-        version = view["version"]
-        name = f"{view['view']} ({'not applied' if version is None else f'version {version}'})"
+        name = f"{view['view']} ({_state(view)})"
         for feature in view["features"]:
             used = ", ".join(feature["used"])
             told = (feature["type"], used, feature["default"], feature["meaning"])
             table.add_row(name, feature["name"], *told)
             name = ""
     console.print(table)
-    for view in views:
+    for view in (one for one in views if one["stored"]):
         line = f"{view['view']}: keyed by {view['entity']}, lives {view['lives']}"
         fresh = view["freshness"]
         if fresh is not None and "age_p99_s" in fresh:
             line += f"; from the log to the store {fresh['age_p99_s']:.3f} s at p99"
         console.print(line, highlight=False)
+
+
+def _state(view: dict[str, Any]) -> str:
+    if not view["stored"]:
+        return "in samples only"
+    return "not applied" if view["version"] is None else f"version {view['version']}"
 
 
 def _store(recipe: str, home: Path | None) -> FeastStore:

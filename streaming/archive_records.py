@@ -25,7 +25,13 @@ from streaming.archive import Archive, Part, day_name, offsets_in
 from streaming.archive_writer import split_by_day
 from streaming.errors import ArtefactCorrupt
 from streaming.log import NOBODY, SAMPLES, Log, Positions, Record, TopicPartition
-from streaming.samples import LATER, SAMPLE_SCHEMA, decode_samples, encode_samples, sample_schema
+from streaming.samples import (
+    decode_samples,
+    encode_samples,
+    features_in,
+    labels_in,
+    sample_schema,
+)
 
 _ROWS_AT_ONCE = 16_384
 _RECORDS_AT_ONCE = 256
@@ -175,21 +181,12 @@ def _rows_behind(file: _File, position: int) -> int:
 def _records(file: _File, place: TopicPartition, position: int) -> Iterator[ArchivedRecord]:
     if position >= file.end:
         return
-    names = file.parquet.schema_arrow.names
-    schema = sample_schema(
-        name.removeprefix("label_")
-        for name in names
-        if name.startswith("label_") and name not in SAMPLE_SCHEMA.names
-    )
+    found = pa.schema([f for f in file.parquet.schema_arrow if not f.name.startswith("log_")])
+    schema = sample_schema(labels_in(found), features_in(found))
     for offset, rows in _by_offset(_batches(file)):
         if offset >= position:
             with _damage_named(file.part):
-                arrays = [
-                    pa.nulls(len(rows), f.type)
-                    if f.name in LATER and f.name not in names
-                    else rows[f.name].cast(f.type)
-                    for f in schema
-                ]
+                arrays = [rows[f.name].cast(f.type) for f in schema]
                 samples = pa.RecordBatch.from_arrays(arrays, schema=schema)
                 samples.validate(full=True)
             logged_us = pc.max(samples["logged_us"]).as_py()

@@ -17,7 +17,8 @@ from streaming.rings import Lists
 Ids = NDArray[np.int64]
 NONE = -1  # where an event has no such id, position or scenario
 # An action as it is kept of its user. `kind` is its place among the kinds that are actions,
-# `scenario` a code (`scenario_codes`), `value` NaN where the event had none.
+# `scenario` and `session` are codes (`codes`), `value` is NaN where the event had none. There are
+# a hundred of them for each of a million users: a byte here is 100 MB.
 ACTION = np.dtype(
     [
         ("item", np.int64),
@@ -25,7 +26,8 @@ ACTION = np.dtype(
         ("value", np.float32),
         ("reward", np.float32),
         ("scenario", np.int32),
-        ("kind", np.int32),
+        ("session", np.int32),
+        ("kind", np.int8),
     ]
 )
 # Something else that is kept of a user: a word that was searched for, an item that was passed over.
@@ -47,6 +49,7 @@ class EventColumns:
     user_id: Ids
     item_id: Ids
     request_id: Ids
+    session_id: Ids
     position: NDArray[np.int32]
     value: NDArray[np.float64]
     at_us: Ids
@@ -69,9 +72,10 @@ class Actions:
     item_id: Ids
     reward: NDArray[np.float32]
     at_us: Ids
-    kind: NDArray[np.int32] | int = NONE
+    kind: NDArray[np.int8] | int = NONE
     scenario: NDArray[np.int32] | int = NONE
     value: NDArray[np.float32] | float = float("nan")
+    session: NDArray[np.int32] | int = NONE
 
     def records(self) -> NDArray[Any]:
         """As they are kept, (k,) of `ACTION`."""
@@ -79,9 +83,8 @@ class Actions:
         records["item"], records["at_us"], records["reward"] = (
             self.item_id, self.at_us, self.reward,
         )  # fmt: skip
-        records["kind"], records["scenario"], records["value"] = (
-            self.kind, self.scenario, self.value,
-        )  # fmt: skip
+        records["kind"], records["value"] = self.kind, self.value
+        records["scenario"], records["session"] = self.scenario, self.session
         return records
 
 
@@ -119,6 +122,7 @@ def event_columns(events: pa.RecordBatch, logged_us: Ids) -> EventColumns:
         _stable(events["user_id"]),
         _stable(events["item_id"]),
         _stable(events["request_id"]),
+        _stable(events["session_id"]),
         pc.fill_null(events["position"], NONE).to_numpy(zero_copy_only=False),
         pc.fill_null(events["value"], float("nan")).to_numpy(zero_copy_only=False),
         events["at"].cast(pa.int64()).to_numpy(zero_copy_only=False),
@@ -128,13 +132,21 @@ def event_columns(events: pa.RecordBatch, logged_us: Ids) -> EventColumns:
 
 
 def scenario_codes(scenarios: Sequence[str]) -> NDArray[np.int32]:
-    """The same not negative number for a scenario in every process: the upper bits of its stable
-    id, shape (n,). Of 1,000 scenarios two share one with a probability of 0.02%.
+    """The same not negative number for a scenario in every process, shape (n,).
 
     >>> scenario_codes(["home", "search"]).tolist()
     [705456213, 1316664091]
     """
-    return (stable_ids(scenarios) >> 32).astype(np.int32)
+    return codes(stable_ids(scenarios))
+
+
+def codes(ids: Ids) -> NDArray[np.int32]:
+    """Half of a stable id, its upper 31 bits, shape (n,); of NONE it is NONE.
+
+    It tells things apart where there are few: of 1,000 scenarios two share one with a probability
+    of 0.02%, and of the 100 actions of a user, in as many sessions, with 0.0002%.
+    """
+    return (ids >> 32).astype(np.int32)
 
 
 def _stable(texts: pa.StringArray) -> Ids:

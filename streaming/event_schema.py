@@ -23,6 +23,7 @@ _MEANINGS = {
     "user_id": "Who did it.",
     "item_id": "What it was done to.",
     "request_id": "The answer in which the item was shown.",
+    "session_id": "The visit during which the user did it.",
     "position": "Where in that answer it was shown; 0 is the top.",
     "scenario": "The place in the product where it happened, such as home or search.",
     "value": "The rating, the watched fraction, or the price.",

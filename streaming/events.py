@@ -28,6 +28,7 @@ EVENT_SCHEMA = pa.schema(
         ("user_id", pa.string()),
         ("item_id", pa.string()),
         ("request_id", pa.string()),
+        ("session_id", pa.string()),
         ("position", pa.int32()),
         ("scenario", pa.string()),
         ("value", pa.float64()),
@@ -36,7 +37,7 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 
-LIMITED_TEXTS = ("event_id", "user_id", "item_id", "request_id", "scenario")
+LIMITED_TEXTS = ("event_id", "user_id", "item_id", "request_id", "session_id", "scenario")
 ANY_VALUE = (-1e300, 1e300)
 DEEPEST = 32  # levels of JSON
 LONGEST_IN_LOG = 4  # times what may be sent
@@ -58,6 +59,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, froz
     event_id: str | None = None
     at: datetime | None = None
     request_id: str | None = None
+    session_id: str | None = None
     position: int | None = None
     scenario: str | None = None
     value: float | None = None
@@ -111,6 +113,9 @@ def parse_event(raw: bytes | Mapping[str, Any], rules: EventRules, now_us: int) 
     """
     if isinstance(raw, bytes):
         raw = parse_object(raw, rules.max_bytes)
+    position = raw.get("position")
+    if isinstance(position, float) and position.is_integer():
+        raw = {**raw, "position": int(position)}  # in JSON 2.0 is the integer 2
     try:
         event = msgspec.convert(raw, Event)
         at = _EPOCH + timedelta(microseconds=now_us) if event.at is None else event.at

@@ -36,6 +36,7 @@ from streaming.impressions import Impressions, ImpressionsConfig, Rows
 from streaming.intake import Intake
 from streaming.join_kernels import ACTION, EVENT, IMPRESSION, NOTHING
 from streaming.log import Append, Record
+from streaming.rings import Lists
 from streaming.samples import encode_samples, sample_schema
 
 _AT_ONCE = 4_096  # events in one run of the compiled part
@@ -44,6 +45,15 @@ _LIVE_WITHIN_US = 60_000_000  # between an event and its record, in a partition 
 
 class PointInTime(Protocol):
     """The state that the features floor keeps of users; handed in, for this floor knows none."""
+
+    @property
+    def sample_features(self) -> pa.Schema:
+        """The columns of samples that `columns` answers with."""
+        ...
+
+    def columns(self, histories: Histories, passed_over: Lists) -> dict[str, pa.Array]:
+        """What m users did, searched for and passed over before, as columns of samples."""
+        ...
 
     def actions(self, events: EventColumns) -> Actions:
         """The events that are actions."""
@@ -106,7 +116,7 @@ class Joiner:
         self._partition = partition
         self._samples_partition = samples_partition
         self._labels = {name: n for n, name in enumerate(config.impressions.labels)}
-        self._schema = sample_schema(self._labels)
+        self._schema = sample_schema(self._labels, users.sample_features)
         self._intake = Intake(rules, config.remembered_events)
         self._order = EventOrder(round(config.lateness_s * 1e6))
         self._impressions = Impressions(
@@ -297,7 +307,7 @@ class Joiner:
             "scenario": scenarios.take(_nullable(rows["scenario"])),
             "request_id": _nullable(rows["request_id"]),
             "position": _nullable(rows["position"]),
-            **_history_columns(found),
+            **self._users.columns(found.histories, found.passed_over),
             "reward": reward,
             "label_liked": pa.array(liked, mask=np.isnan(rows["reward"])),
             "negative_rate": pa.array(
@@ -351,25 +361,6 @@ def _numbers(texts: Sequence[str], known: dict[str, int]) -> Ids:
 
 def _nullable(numbers: NDArray[Any]) -> pa.Array:
     return pa.array(numbers, mask=numbers == NONE)
-
-
-def _history_columns(found: Rows) -> dict[str, pa.ListArray]:
-    """What the users of some rows did, searched for and passed over before."""
-    actions = found.histories.actions.columns()
-    searches = found.histories.searches.columns()
-    passed_over = found.passed_over.columns()
-    return {
-        "history": actions["item"],
-        "history_rewards": actions["reward"],
-        "history_kinds": actions["kind"],
-        "history_at_us": actions["at_us"],
-        "history_scenarios": actions["scenario"],
-        "history_values": actions["value"],
-        "searched": searches["id"],
-        "searched_at_us": searches["at_us"],
-        "passed_over": passed_over["id"],
-        "passed_over_at_us": passed_over["at_us"],
-    }
 
 
 def _columns(schema: pa.Schema, rows: int, **columns: pa.Array) -> pa.RecordBatch:

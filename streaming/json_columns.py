@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from streaming.kernels import compiled
 
 FIELDS = (
-    "event_id", "kind", "user_id", "item_id", "request_id", "scenario", "query",
+    "event_id", "kind", "user_id", "item_id", "request_id", "session_id", "scenario", "query",
     "value", "attributes", "at", "position",
 )  # fmt: skip
 MOST_BYTES = 2**31 - 1  # of all objects together
@@ -49,7 +49,7 @@ _PLAIN[[_QUOTE, _BACKSLASH]] = False
 class Scanned(NamedTuple):
     """What was found in n objects; only rows that are `found` mean anything.
 
-    `spans` (n, 9, 2) has the first byte and the end of each of the first nine `FIELDS` within
+    `spans` (n, 10, 2) has the first byte and the end of each of the first ten `FIELDS` within
     `text`, both 0 where the field is absent or null; the texts are valid UTF-8, `value` is a
     JSON number and `attributes` a text in balanced braces. `at_us` and `position` are -1 where
     they are absent or null.
@@ -62,7 +62,7 @@ class Scanned(NamedTuple):
     position: NDArray[np.int64]
 
     def strings(self, field: str) -> pa.Array:
-        """One of the first nine fields as a string column; null where it is absent."""
+        """One of the first ten fields as a string column; null where it is absent."""
         spans = self.spans[:, FIELDS.index(field)]
         sizes = spans[:, 1] - spans[:, 0]
         present = spans[:, 1] > 0

@@ -126,6 +126,15 @@ class Rings:
         find_rows(self._slots, users, rows)
         return self._gather(rows)
 
+    def newest_us(self, users: Ids) -> Ids:
+        """The newest time (µs) of all that each user ever got, 0 for none."""
+        rows = np.empty(len(users), np.int64)
+        find_rows(self._slots, users, rows)
+        found = np.zeros(len(users), np.int64)
+        known = rows != EMPTY
+        found[known] = self._users["newest_us"][rows[known]]
+        return found
+
     def table(self) -> pa.Table:
         """All of the state, who got a record longest ago first: a list column for each field."""
         rows = np.empty(len(self), np.int64)

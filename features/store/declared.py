@@ -76,4 +76,5 @@ def _view(view: View, entity: Entity, offline: Path) -> FeatureView:
         schema=[Field(name=view.key, dtype=Int64), *fields],
         source=PushSource(name=f"{view.name}_push", batch_source=batch),
         ttl=view.ttl or timedelta(0),
+        tags={"sequences": json.dumps(view.sequences)},
     )

@@ -66,7 +66,7 @@ class FeastStore:
     ) -> None:
         self._root = root
         self._config = config or StoreConfig()
-        self._declared = {view.name: view for view in views}
+        self._declared = {view.name: view for view in views if view.stored}
         self._store = FeatureStore(config=self._repo_config(root))
         self._contents = self._declare()
         self._views = {view.name: view for view in self._contents.feature_views}
@@ -153,7 +153,8 @@ class FeastStore:
     def keep_back(self, pushes: Sequence[Push]) -> list[Any]:
         """Keeps rows for the next `flush` without pushing them online."""
         for push in pushes:
-            self._kept_back[self._known(push.view).name].append(self._checked(push))
+            kept = self._checked(push) if push.steps is None else push.steps
+            self._kept_back[self._known(push.view).name].append(kept)
         return []
 
     def flush(self) -> None:
@@ -197,17 +198,25 @@ class FeastStore:
         ]
 
     def as_of(self, view: View, key: int, at: datetime) -> dict[str, Any]:
-        """What the offline store knew of an entity at a moment: Feast's point-in-time join.
+        """What the offline store knew of an entity at a moment: see `as_of_each`."""
+        return self.as_of_each(view, [(key, at)])[0]
+
+    def as_of_each(self, view: View, asked: Sequence[tuple[int, datetime]]) -> list[dict[str, Any]]:
+        """What the offline store knew of entities at moments: Feast's point-in-time join.
 
         The features that training uses; their defaults, as `read` gives them.
         """
         names = [f.name for f in self._known(view).features if "training" in f.used]
+        keys, times = zip(*asked, strict=True) if asked else ((), ())
         job = self._store.get_historical_features(
-            entity_df=pd.DataFrame({view.key: [key], EVENT_TIME: [at]}),
+            entity_df=pd.DataFrame({view.key: keys, EVENT_TIME: times}),
             features=[f"{view.name}:{name}" for name in names],
         )
-        known = {name: job.to_arrow()[name][0].as_py() for name in names}
-        return {n: view.defaults[n] if value is None else value for n, value in known.items()}
+        defaults = view.defaults
+        return [
+            {n: defaults[n] if row[n] is None else row[n] for n in names}
+            for row in job.to_arrow().select(names).to_pylist()
+        ]
 
     def applied(self) -> dict[str, int]:
         """How many versions of each view the registry has seen; empty where nothing was applied."""
@@ -278,8 +287,9 @@ class FeastStore:
         """An empty part, if there is none yet with all the columns: reading learns them from it."""
         directory = self._root / "offline" / view.name
         parts = sorted(directory.glob("[!.]*.parquet"))
-        if not any(set(view.schema.names) <= set(pq.read_schema(p).names) for p in parts):
-            write_part(directory, view.schema.empty_table())
+        needed = set(view.offline_schema.names)
+        if not any(needed <= set(pq.read_schema(p).names) for p in parts):
+            write_part(directory, view.offline_schema.empty_table())
 
     def _read_versions(self) -> dict[str, str] | None:
         """Who wrote the registry; None if it is new.

@@ -21,7 +21,7 @@ _S = 1_000_000  # microseconds
 
 
 class Diginetica(TableSource):
-    """Clicks of anonymous sessions, as in ADER (Mi et al., RecSys 2020): a session is a user.
+    """Clicks of anonymous sessions, as in ADER (Mi et al., RecSys 2020): each is a user too.
 
     The data has an order and no times. **The clock is invented**: period p is the p-th week from
     `START_US` on, sessions begin in the order of the file, evenly over the week, and the clicks of
@@ -45,10 +45,12 @@ class Diginetica(TableSource):
         rows = np.argsort(at_us, kind="stable")
         clicks, at_us = clicks.take(pa.array(rows)), at_us[rows]
         items = clicks["item"].cast(pa.string())
+        sessions = joined("session-", clicks["session"].cast(pa.string()))
         made = Part("click", at_us, np.arange(len(rows)), {
             "event_id": event_ids(name, rows),
-            "user_id": joined("session-", clicks["session"].cast(pa.string())),
+            "user_id": sessions,
             "item_id": items,
+            "session_id": sessions,
         })  # fmt: skip
         super().__init__(name, [declared(name, "item", at_us, {"item_id": items}), made])
 

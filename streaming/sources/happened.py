@@ -22,13 +22,14 @@ KINDS = (*REACTIONS, "impression", "search", "user", "item")
 NO_NOTE, SUGGESTED = -1, len(POLICIES)
 
 # One event before it is text. `origin` and `row` name it, `origin` and `session` and `ordinal`
-# its request; -1 and NaN are nulls; `note` is a policy that logged a propensity, or `SUGGESTED`.
+# its request, `origin` and `visit` the session during which it happened; -1 and NaN are nulls;
+# `note` is a policy that logged a propensity, or `SUGGESTED`.
 HAPPENED = np.dtype(
     [
         ("at", np.int64), ("origin", np.int32), ("row", np.int32), ("kind", np.int8),
         ("user", np.int32), ("item", np.int32), ("session", np.int32), ("ordinal", np.int16),
-        ("position", np.int16), ("scenario", np.int8), ("note", np.int8), ("query", np.int32),
-        ("value", np.float64), ("propensity", np.float64),
+        ("visit", np.int32), ("position", np.int16), ("scenario", np.int8), ("note", np.int8),
+        ("query", np.int32), ("value", np.float64), ("propensity", np.float64),
     ]
 )  # fmt: skip
 Happened = NDArray[np.void]
@@ -57,8 +58,9 @@ class EventWriter:
 
     def events(self, rows: Happened) -> pa.RecordBatch:
         origin = pa.array(rows["origin"]).cast(pa.string())
-        row, session, ordinal = (
-            pa.array(rows[name]).cast(pa.string()) for name in ("row", "session", "ordinal")
+        row, session, ordinal, visit = (
+            pa.array(rows[name]).cast(pa.string())
+            for name in ("row", "session", "ordinal", "visit")
         )
         events = {
             "event_id": pc.binary_join_element_wise(self._name, origin, row, "/"),
@@ -69,6 +71,9 @@ class EventWriter:
             "request_id": _where(
                 rows["session"] >= 0,
                 pc.binary_join_element_wise(self._name, origin, session, ordinal, "/"),
+            ),
+            "session_id": _where(
+                rows["visit"] >= 0, pc.binary_join_element_wise(self._name, origin, visit, "/")
             ),
             "position": pa.array(rows["position"], pa.int32(), mask=rows["position"] < 0),
             "scenario": _named(self._scenarios, rows["scenario"]),

@@ -24,7 +24,9 @@ from streaming.events import EVENT_SCHEMA, Event, event_batch
 from streaming.sources.tabular import Chunk
 
 FIELDS = tuple(EVENT_SCHEMA.names)
-_TEXTS = ("event_id", "kind", "user_id", "item_id", "request_id", "scenario", "query")
+_TEXTS = (
+    "event_id", "kind", "user_id", "item_id", "request_id", "session_id", "scenario", "query",
+)  # fmt: skip
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS_US = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 # Up to which number a time is taken to be in that unit: from 1973 to the year 5138 they differ.
@@ -432,8 +434,12 @@ def with_ids(mapped: Mapped, name: str) -> pa.RecordBatch:
         if events[name].null_count == events.num_rows
         else pc.fill_null(_as_text(events[name]), "\x00")
         for name in FIELDS[1:]
+        if name != "session_id"
     ]
-    joined = pc.binary_join_element_wise(*texts, "\x1f").cast(pa.binary()).to_pylist()
+    # Rows without a session keep the ids that releases before there were any gave them.
+    session = pc.fill_null(pc.binary_join_element_wise("\x1f", events["session_id"], ""), "")
+    joined = pc.binary_join_element_wise(*texts, "\x1f")
+    joined = pc.binary_join_element_wise(joined, session, "").cast(pa.binary()).to_pylist()
     source = name[-128:]
     made = [
         f"{source}:{line}:{xxhash.xxh3_64_intdigest(text):016x}"

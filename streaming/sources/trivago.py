@@ -38,13 +38,14 @@ class Trivago(TableSource):
     * what users do with a hotel (images, ratings, info, deals, a search for it) is a click without
       a request;
     * a search for a place, and a filter, is a `search`; `scenario` is the platform, a country;
+    * all that a user does has the `session_id` of the log;
     * a change of the sort order says nothing of a hotel and is left out.
     """
 
     def __init__(self, directory: Path) -> None:
         name = "trivago"
         file = directory / "events.parquet"
-        texts = ("user_id", "action_type", "reference", "platform", "device")
+        texts = ("user_id", "session_id", "action_type", "reference", "platform", "device")
         lists = ("impressions", "prices")
         types = {**dict.fromkeys((*texts, *lists), pa.string()), "timestamp": pa.int64()}
         log = read_parquet(file, types, may_be_null=lists)
@@ -75,6 +76,7 @@ _ON_HOTELS = (
     "search for item",
 )
 _SEARCHES = ("search for destination", "search for poi", "filter selection")
+_CONTEXT = ("user_id", "session_id", "scenario")  # who did something, and where
 
 
 def _clickouts(file: Path, log: pa.Table, at_us: NDArray[np.int64]) -> tuple[Part, Part]:
@@ -121,7 +123,7 @@ def _clickouts(file: Path, log: pa.Table, at_us: NDArray[np.int64]) -> tuple[Par
 
 
 def _request(left: pa.Table, rows: NDArray[np.int64]) -> dict[str, Column]:
-    named = {"request_id": "event_id", "user_id": "user_id", "scenario": "scenario"}
+    named = {"request_id": "event_id", **{name: name for name in _CONTEXT}}
     return {column: take(left[source], rows) for column, source in named.items()}
 
 
@@ -129,7 +131,7 @@ def _organic(
     kind: str, log: pa.Table, at_us: NDArray[np.int64], rows: NDArray[np.int64], reference: str
 ) -> Part:
     """What was done without a list: `reference` names the column for what it was done to."""
-    columns = {name: take(log[name], rows) for name in ("event_id", "user_id", "scenario")}
+    columns = {name: take(log[name], rows) for name in ("event_id", *_CONTEXT)}
     return Part(kind, at_us[rows], rows, {**columns, reference: take(log["reference"], rows)})
 
 

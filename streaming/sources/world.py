@@ -49,6 +49,7 @@ from streaming.sources.traffic import (
 DAY_US = 86_400_000_000
 _REQUESTS_IN_BLOCK = 3_000  # about: memory is bounded by it, and arrays are long enough
 _SLACK_DAYS = 1.0  # no session is longer
+_VISIT_US = 600_000_000  # who reacts later than that has come back for it
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class World:
         at = self._at(requests.day)
         request = {
             "user": users.number, "session": requests.session, "ordinal": requests.ordinal,
-            "scenario": requests.scenario, "at": at,
+            "visit": requests.session, "scenario": requests.scenario, "at": at,
         }  # fmt: skip
         row, position = np.nonzero(lists.shown & happens[:, None])
         propensity = lists.propensity[row, position]
@@ -236,6 +237,7 @@ class World:
             value=done.values[kept], **{name: column[row] for name, column in request.items()},
         )  # fmt: skip
         reactions["at"] += delay_us
+        reactions["visit"][delay_us >= _VISIT_US] = -1
         asked = np.flatnonzero(self.traffic.searched[requests.scenario] & happens)
         searches = self._searches(requests, asked, stock, rng)
         for name in ("session", "ordinal", "scenario"):
@@ -258,11 +260,10 @@ class World:
         rows, items = rows[alive], items.take(alive)
         users = stock.users.take(requests.user[rows])
         at = self._at(requests.day[rows]) + 20_000_000
-        clicks = happened_rows("click", len(rows), user=users.number, item=items.number, at=at)
+        done = {"user": users.number, "item": items.number, "visit": requests.session[rows]}
+        clicks = happened_rows("click", len(rows), **done, at=at)
         fraction = rng.random(len(rows))
-        watches = happened_rows(
-            "watch", len(rows), user=users.number, item=items.number, value=fraction
-        )
+        watches = happened_rows("watch", len(rows), **done, value=fraction)
         watches["at"] = at + (1e6 * fraction * items.length_s).astype(np.int64)
         return [searches, clicks, watches]
 
@@ -276,14 +277,15 @@ class World:
         topics = np.where(strays, rng.integers(0, self.config.population.topics, len(rows)), topics)
         return happened_rows(
             "search", len(rows), user=stock.users.number[requests.user[rows]],
-            at=self._at(requests.day[rows]), note=np.where(suggested, SUGGESTED, NO_NOTE),
+            visit=requests.session[rows], at=self._at(requests.day[rows]),
+            note=np.where(suggested, SUGGESTED, NO_NOTE),
             query=self.descriptions.query_numbers(topics, rng),
         )  # fmt: skip
 
     def _bought_again(self, reactions: Happened, rng: np.random.Generator) -> Happened:
         bought = reactions[reactions["kind"] == KINDS.index("buy")]
         again: Happened = bought[rng.random(len(bought)) < self.config.traffic.rebuy].copy()
-        for name in ("session", "ordinal", "position", "scenario"):
+        for name in ("session", "ordinal", "visit", "position", "scenario"):
             again[name] = -1
         longest_us = self.config.choice.longest_delay_days * DAY_US
         again["at"] += (longest_us * rng.random(len(again))).astype(np.int64)

@@ -44,6 +44,10 @@ def pushed(pushes: Sequence[Push], view: View) -> dict[int, dict[str, Any]]:
     return found
 
 
+def steps_of(pushes: Sequence[Push]) -> list[pa.Table]:
+    return [push.steps for push in pushes if push.steps is not None]
+
+
 def test_a_push_holds_the_newest_state_of_what_changed(as_records: AsRecords) -> None:
     step = aggregator()
     step.on_batch(as_records([rate("u", "a"), rate("v", "b")]))
@@ -53,7 +57,9 @@ def test_a_push_holds_the_newest_state_of_what_changed(as_records: AsRecords) ->
     assert pushed(pushes, USER_HISTORY) == {
         u: {
             "user_id": u, EVENT_TIME: 3 * SECOND, "items": [a, b, c], "rewards": [1.0, 0.5, 0.0],
-            "newest_us": START_US + 3 * SECOND,
+            "kinds": [6, 6, 6], "at_us": [START_US + n * SECOND for n in (0, 2, 3)],
+            "scenarios": [-1, -1, -1], "sessions": [-1, -1, -1], "values": [4.0, 3.0, 2.0],
+            "searched": [], "searched_at_us": [], "newest_us": START_US + 3 * SECOND,
         }
     }  # fmt: skip
     items = pushed(pushes, ITEM_STATISTICS)
@@ -69,6 +75,31 @@ def test_who_only_searched_is_pushed_too_and_no_item_with_him(as_records: AsReco
     (push,) = aggregator().on_batch(as_records([search]))
     found = pushed([push], USER_HISTORY)[stable_id("u")]
     assert (found["items"], found["newest_us"]) == ([], START_US)
+
+
+def test_steps_are_the_actions_and_words_one_by_one(as_records: AsRecords) -> None:
+    """What the offline store keeps: each with the time of its user's newest event by then."""
+    events = [
+        {"kind": "search", "user_id": "u", "query": "heat up"},
+        rate("v", "a", 3.0),
+        rate("u", "b", at="2022-12-31T00:00:00Z"),  # came late
+    ]
+    step = aggregator()
+    before = step.on_batch(as_records([rate("u", "a")]))
+    pushes = step.on_batch(as_records(events, start=1))
+    (first,), (steps,) = steps_of(before), steps_of(pushes)
+    assert first.schema == USER_HISTORY.offline_schema
+    u, v, a, b = (stable_id(name) for name in "uvab")
+    assert first["step"].to_pylist() == [0]
+    assert steps["step"].to_pylist() == [1, 2, 3, 4]
+    assert steps["kept"].to_pylist() == [20, 20, 3, 3]
+    assert steps["user_id"].to_pylist() == [u, u, v, u]
+    assert steps["items"].to_pylist() == [[], [], [a], [b]]
+    assert steps["values"].to_pylist() == [[], [], [3.0], [4.0]]
+    assert [len(words) for words in steps["searched"].to_pylist()] == [1, 1, 0, 0]
+    times = [START_US + n * SECOND for n in (1, 1, 2, 1)]
+    assert steps["newest_us"].to_pylist() == times
+    assert steps[EVENT_TIME].cast(pa.int64()).to_pylist() == times
 
 
 def test_each_entity_is_pushed_once(as_records: AsRecords) -> None:
@@ -145,6 +176,8 @@ def test_pushes_of_any_cut_into_batches_end_in_the_same_rows(
         if restarts:
             step = aggregator(step.snapshot())
     assert pushed(found, USER_HISTORY) == pushed(expected, USER_HISTORY)
+    steps = [pa.concat_tables(some) for some in (steps_of(found), steps_of(expected)) if some]
+    assert steps == steps[::-1]
     one, other = pushed(found, ITEM_STATISTICS), pushed(expected, ITEM_STATISTICS)
     assert one.keys() == other.keys()
     for item, row in one.items():

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.batch import Items, Jagged, Samples, Users, read_declarations, read_samples
-from streaming.samples import SAMPLE_SCHEMA, sample_schema
+from features.definitions import SAMPLE_FEATURES, FeatureError
+from streaming.samples import sample_schema
 
+SCHEMA = sample_schema((), SAMPLE_FEATURES)
 IDS = st.integers(0, 2**63 - 1)
 LISTS = st.none() | st.lists(IDS, max_size=4)
 
@@ -40,6 +42,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "history_kinds": told and [n % 3 for n in told],
         "history_at_us": told and [1_000 * n for n in told],
         "history_scenarios": told and [n - 1 for n in told],
+        "history_sessions": told and [n // 2 - 1 for n in told],
         "history_values": told and [None if n % 2 else n / 4 for n in told],
         "searched": words,
         "searched_at_us": words and [7 for _ in words],
@@ -58,7 +61,7 @@ def batches(draw: st.DrawFn) -> tuple[list[dict[str, Any]], pa.RecordBatch]:
         {"at": 1_000 + n, "kind": "rate", "logged_us": n, **row}
         for n, row in enumerate([*before, *inside, *after])
     ]
-    whole = pa.RecordBatch.from_pylist(filled, schema=SAMPLE_SCHEMA)
+    whole = pa.RecordBatch.from_pylist(filled, schema=SCHEMA)
     start, size = len(before), len(inside)
     return filled[start : start + size], whole.slice(start, size)
 
@@ -70,7 +73,7 @@ def lists(jagged: Jagged) -> list[list[int]]:
 
 def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
     filled = [{"at": 0, "kind": "rate", "logged_us": 0, **row} for row in rows]
-    return pa.RecordBatch.from_pylist(filled, schema=SAMPLE_SCHEMA)
+    return pa.RecordBatch.from_pylist(filled, schema=SCHEMA)
 
 
 def assert_types(samples: Samples) -> None:
@@ -104,6 +107,7 @@ def test_samples_are_those_that_a_loop_over_the_rows_finds(
         ("history_kinds", details.kinds, -1),
         ("history_at_us", details.at_us, 0),
         ("history_scenarios", details.scenarios, -1),
+        ("history_sessions", details.sessions, -1),
         ("history_values", details.values, None),
     ):
         told = [row[name] or [absent] * len(row["history"] or []) for row in expected]
@@ -150,7 +154,7 @@ def test_actions_that_are_chosen_keep_all_that_is_known_of_them(
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool)
     kept = users.where(chosen)
     assert lists(kept.history) == lists(users.history.where(chosen))
-    for name in ("kinds", "at_us", "scenarios", "values"):
+    for name in ("kinds", "at_us", "scenarios", "sessions", "values"):
         found, told = getattr(kept.details, name), getattr(users.details, name)
         assert found.tobytes() == told[chosen].tobytes()
     assert kept.rewards.tolist() == users.rewards[chosen].tolist()
@@ -197,12 +201,27 @@ def test_a_batch_of_one_sort_has_none_of_the_other() -> None:
 def test_the_end_of_a_window_is_no_action() -> None:
     """A retrieval model learns from what users did, not from what they let pass."""
     shown = {"user_id": 1, "item_id": 2, "kind": "impression", "reward": None}
-    schema = sample_schema(["click"])
+    schema = sample_schema(["click"], SAMPLE_FEATURES)
     rows = [{"at": 0, "logged_us": 0, **shown, "label_click": 0.0},
             {"at": 0, "logged_us": 0, **shown, "reward": 0.0, "label_click": 1.0}]  # fmt: skip
     found = pa.RecordBatch.from_pylist(rows, schema=schema)
     assert read_samples(found).rewards.tolist() == [0.0]
     assert len(read_declarations(found).ids) == 0
+
+
+def test_what_samples_of_before_did_not_know_is_not_known_of_anybody() -> None:
+    row = {"user_id": 1, "item_id": 2, "reward": 0.5, "history": [3], "history_rewards": [1.0]}
+    then = batch(row).drop_columns(SAMPLE_FEATURES.names[2:])
+    now, before = read_samples(batch(row)).users, read_samples(then).users
+    assert repr(before) == repr(now)
+    assert before.details.kinds.tolist() == [-1]
+
+
+def test_a_feature_that_has_changed_its_type_is_refused() -> None:
+    number = SCHEMA.get_field_index("history_kinds")
+    schema = SCHEMA.set(number, pa.field("history_kinds", pa.list_(pa.int8())))
+    with pytest.raises(FeatureError, match=r"history_kinds as list of int8, and .* list of int32"):
+        read_samples(pa.RecordBatch.from_pylist([], schema=schema))
 
 
 def test_a_label_that_is_not_known_reads_as_not_liked() -> None:

@@ -295,7 +295,7 @@ class Account:
         ]  # fmt: skip
 
 
-ACTION_NAMES = ("item", "at_us", "value", "reward", "scenario", "kind")
+ACTION_NAMES = ("item", "at_us", "value", "reward", "scenario", "session", "kind")
 REWARDS: dict[str, float | Scale] = {"rate": Scale(zero=2.0, one=4.0), "click": 0.25}
 
 
@@ -321,6 +321,7 @@ EVENTS = st.lists(
             "value": st.sampled_from([2.0, 2.5, 3.0, 4.0]),
             "at": st.sampled_from([f"2023-01-01T00:00:0{n}Z" for n in range(9)]),
             "scenario": st.sampled_from([None, "home", "search"]),
+            "session_id": st.sampled_from([None, "s", "t"]),
             "query": st.sampled_from(["Heat", "", "toy story", "the toy, the heat!"]),
         }
     ),
@@ -331,17 +332,18 @@ EVENTS = st.lists(
 def told(account: Account, searched: Account, event: dict[str, Any], user: int, item: int,
          at_us: int) -> None:  # fmt: skip
     """One event, as a person would write it into the books."""
-    kind, scenario = event["kind"], event["scenario"]
+    kind, scenario, session = event["kind"], event["scenario"], event["session_id"]
     if kind == "search":
         for word in re.findall("[a-z]+", event["query"].lower()):
             searched.give(user, {"id": word_id(word), "at_us": at_us})
     if kind in REWARDS:
         reward = (event["value"] - 2) / 2 if kind == "rate" else 0.25
-        code = NONE if scenario is None else stable_id(scenario) >> 32
         account.give(
             user,
             {"item": item, "at_us": at_us, "reward": reward, "kind": list(REWARDS).index(kind),
-             "scenario": code, "value": event.get("value")},
+             "scenario": NONE if scenario is None else stable_id(scenario) >> 32,
+             "session": NONE if session is None else stable_id(session) >> 32,
+             "value": event.get("value")},
         )  # fmt: skip
 
 
@@ -439,15 +441,16 @@ def test_a_search_needs_a_user_and_other_kinds_with_a_query_are_none(
 # What is known of an action
 
 
-def test_an_action_tells_its_kind_scenario_and_value(as_columns: AsColumns) -> None:
+def test_an_action_tells_its_kind_scenario_session_and_value(as_columns: AsColumns) -> None:
     config = BehaviourConfig(rewards={"watch": 1.0, "click": 0.3})
     events = [
-        click("u", "a", scenario="home"),
+        click("u", "a", scenario="home", session_id="s"),
         {"kind": "watch", "user_id": "u", "item_id": "b", "value": 0.25},
     ]
     found = config.actions(as_columns(events)).records()
     assert found["kind"].tolist() == [config.kinds.index("click"), config.kinds.index("watch")]
     assert found["scenario"].tolist() == [*scenario_codes(["home"]).tolist(), NONE]
+    assert found["session"].tolist() == [stable_id("s") >> 32, NONE]
     assert np.isnan(found["value"][0])
     assert found["value"][1] == 0.25
 
@@ -521,9 +524,12 @@ def test_kinds_that_got_other_numbers_are_refused(
 
 
 def test_a_state_of_a_release_that_kept_less_says_how_to_go_on() -> None:
-    old = {"behaviour": pa.table({"user_id": [1], "items": [[2]], "rewards": [[0.5]]})}
-    with pytest.raises(ArtefactError, match="run --fresh"):
-        Behaviour(BehaviourConfig(), Artefact({}, old))
+    tables = Behaviour(BehaviourConfig()).tables()
+    first = {"behaviour": pa.table({"user_id": [1], "items": [[2]], "rewards": [[0.5]]})}
+    no_sessions = {**tables, "behaviour": tables["behaviour"].drop_columns("session")}
+    for old in (first, no_sessions):
+        with pytest.raises(ArtefactError, match="less of each action.*run --fresh"):
+            Behaviour(BehaviourConfig(), Artefact({}, old))
 
 
 def test_less_that_is_kept_after_a_restart_is_the_newest_of_it(as_columns: AsColumns) -> None:

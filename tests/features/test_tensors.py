@@ -31,7 +31,7 @@ def users_of(histories: list[list[Any]]) -> Users:
             columns, (np.int64, np.int8, np.int64, np.int32, np.float32), strict=True
         )
     )
-    details = Details(kinds, at_us, scenarios, values)
+    details = Details(kinds, at_us, scenarios, np.full(len(kinds), -1, np.int32), values)
     history, words = Jagged.of(items, lengths), Moments(Jagged.of(items, lengths), at_us)
     rewards = (items % 8 / 8).astype(np.float32)
     return Users(np.arange(len(lengths)), history, rewards, details, words)

@@ -33,12 +33,13 @@ def test_plan_apply_and_list(tmp_path: Path) -> None:
     home = tmp_path / "home"
     planned = told(home, "plan")["changes"]
     assert not home.exists()
-    assert [view["version"] for view in told(home, "list")["views"]] == [None, None]
+    assert [view["version"] for view in told(home, "list")["views"]] == [None] * len(VIEWS)
     assert told(home, "apply")["changes"] == planned
-    assert {c["name"] for c in planned if c["kind"] == "feature view"} == {v.name for v in VIEWS}
+    stored = {view.name for view in VIEWS if view.stored}
+    assert {c["name"] for c in planned if c["kind"] == "feature view"} == stored
     assert told(home, "plan")["changes"] == told(home, "apply")["changes"] == []
     listed = told(home, "list")["views"]
-    assert [view["version"] for view in listed] == [1, 1]
+    assert [view["version"] for view in listed] == [1, None, 1]
     assert [f["name"] for view in listed for f in view["features"]] == [
         name for view in VIEWS for name in view.names
     ]
@@ -51,6 +52,7 @@ def test_people_read_tables(tmp_path: Path) -> None:
     assert "feature view" in shown(home, "apply")
     assert "is what features/definitions.py declares" in shown(home, "plan")
     assert "keyed by user_id, lives for ever" in shown(home, "list")
+    assert "user_passed_over (in samples only)" in shown(home, "list")
 
 
 def test_apply_is_refused_beside_a_run(tmp_path: Path) -> None:

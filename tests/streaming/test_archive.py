@@ -203,6 +203,25 @@ def test_columns_that_come_and_go_are_null_where_they_were_not(
     assert everything["label_buy"].null_count == 2
 
 
+def test_files_of_events_from_before_there_were_sessions_are_read_without_one(
+    log: FileLog, archive: Archive, archiver: Callable[..., Archiver], rules: EventRules
+) -> None:
+    log.append([arrow(event(0), event(1))])
+    run_to_the_end(archiver())
+    (old,) = archive.parts(EVENTS, DAYS[0])
+    pq.write_table(pq.read_table(old.path, partitioning=None).drop_columns("session_id"), old.path)
+    log.append([arrow(event(2, session_id="s"))])
+    run_to_the_end(archiver())
+    for _ in range(2):
+        assert archive.read(EVENTS, DAYS[0]).read_all()["session_id"].to_pylist() == [
+            None,
+            None,
+            "s",
+        ]
+        assert all(verdict.good for verdict in check(archive, log, rules))
+        compact(archive, EVENTS, DAYS[0])
+
+
 def test_a_column_that_changes_its_type_is_named(
     log: FileLog, archive: Archive, archiver: Callable[..., Archiver]
 ) -> None:

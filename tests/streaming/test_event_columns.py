@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.event_columns import NONE, EventColumns, event_columns
+from streaming.event_columns import ACTION, NONE, EventColumns, codes, event_columns
 from streaming.events import EVENT_SCHEMA
 from streaming.ids import stable_id
 
@@ -24,6 +24,7 @@ ROWS = st.lists(
             "user_id": TEXTS,
             "item_id": TEXTS,
             "request_id": TEXTS,
+            "session_id": TEXTS,
             "position": st.none() | st.integers(0, 2**31 - 1),
             "scenario": TEXTS,
             "value": st.none() | st.floats(-1e300, 1e300),
@@ -48,7 +49,7 @@ def test_columns_are_those_that_a_loop_over_the_events_finds(
     assert [found.kinds[n] for n in found.kind] == [row["kind"] for row in rows]
     scenarios = [None if n == NONE else found.scenarios[n] for n in found.scenario.tolist()]
     assert scenarios == [row["scenario"] for row in rows]
-    for name in ("user_id", "item_id", "request_id"):
+    for name in ("user_id", "item_id", "request_id", "session_id"):
         texts = [row[name] for row in rows]
         ids = [NONE if text is None else stable_id(text) for text in texts]
         assert getattr(found, name).tolist() == ids
@@ -73,7 +74,20 @@ def test_kinds_and_scenarios_are_numbered_in_the_order_in_which_they_come(
 def test_types_do_not_depend_on_what_is_in_the_columns() -> None:
     for rows in ([], [{"event_id": "e", "kind": "user", "at": 0}]):
         found = columns_of(rows)
-        for name in ("kind", "scenario", "user_id", "item_id", "request_id", "at_us", "logged_us"):
+        for name in ("kind", "scenario", "at_us", "logged_us"):
+            assert getattr(found, name).dtype == np.int64, name
+        for name in ("user_id", "item_id", "request_id", "session_id"):
             assert getattr(found, name).dtype == np.int64, name
         assert found.position.dtype == np.int32
         assert found.value.dtype == np.float64
+
+
+@given(st.lists(st.integers(0, 2**63 - 1)))
+def test_a_code_is_the_upper_half_of_an_id_and_none_stays_none(ids: list[int]) -> None:
+    found = codes(np.array([*ids, NONE], np.int64))
+    assert found.dtype == np.int32
+    assert found.tolist() == [*(one >> 32 for one in ids), NONE]
+
+
+def test_an_action_takes_no_more_memory_than_is_said() -> None:
+    assert ACTION.itemsize == 33

@@ -47,6 +47,7 @@ EVENTS = st.fixed_dictionaries(
         "item_id": TEXTS | st.just("i"),
         "event_id": TEXTS,
         "request_id": TEXTS,
+        "session_id": TEXTS,
         "scenario": TEXTS,
         "query": st.none() | st.sampled_from(["", "q"]) | st.booleans(),
         "at": st.none()

@@ -81,6 +81,7 @@ def test_an_event_comes_back_with_every_field() -> None:
         "event_id": "e",
         "at": "2024-05-06T07:08:09.123456Z",
         "request_id": "r",
+        "session_id": "s",
         "position": 3,
         "scenario": "home",
         "query": "q",
@@ -93,6 +94,7 @@ def test_an_event_comes_back_with_every_field() -> None:
         event_id="e",
         at=NOW,
         request_id="r",
+        session_id="s",
         position=3,
         scenario="home",
         value=4.5,
@@ -152,6 +154,10 @@ def test_the_ends_of_the_range_belong_to_it(value: float) -> None:
     assert parse({**RATE, "value": value}).value == value
 
 
+def test_a_position_may_be_written_as_a_number_with_a_point() -> None:
+    assert parse({**RATE, "position": 2.0}).position == 2
+
+
 def test_a_kind_without_a_range_takes_any_number() -> None:
     assert parse({**RATE, "kind": "buy", "value": -1e17}).value == -1e17
 
@@ -179,6 +185,9 @@ def test_the_kinds_and_limits_are_those_of_the_rules() -> None:
         ({"user_id": ""}, "user_id", "''", "must have 1 to 256 characters"),
         ({"item_id": "x" * 257}, "item_id", "'" + "x" * 116 + "...", "must have 1 to 256"),
         ({"scenario": "x" * 257}, "scenario", "'" + "x" * 116 + "...", "must have 1 to 256"),
+        ({"session_id": "x" * 257}, "session_id", "'" + "x" * 116 + "...", "must have 1 to 256"),
+        ({"session_id": ""}, "session_id", "''", "must have 1 to 256 characters"),
+        ({"session_id": 7}, "session_id", "7", "Expected `str | null`, got `int`"),
         ({"kind": "dance"}, "kind", "'dance'", "unknown; known are impression, click, like"),
         ({"kind": 3}, "kind", "3", "Expected `str`, got `int`"),
         ({"kind": None}, "kind", "None", "Expected `str`, got `null`"),
@@ -318,6 +327,7 @@ def good_events(draw: st.DrawFn) -> Event:
         event_id=draw(TEXT),
         at=draw(TIMES),
         request_id=draw(MAYBE_TEXT),
+        session_id=draw(MAYBE_TEXT),
         position=draw(st.none() | st.integers(0, 2**31 - 1)),
         scenario=draw(MAYBE_TEXT),
         value=value,
@@ -388,6 +398,19 @@ def test_events_of_one_user_share_a_key_and_so_do_those_of_an_item() -> None:
     assert encode_event(parse(RATE)).topic == EVENTS
 
 
+def test_events_written_before_there_were_sessions_are_read_without_one() -> None:
+    event = parse({**RATE, "event_id": "e", "at": "2024-05-06T07:08:09Z", "request_id": "r"})
+    new = event_batch([event])
+    old = new.select([name for name in EVENT_SCHEMA.names if name != "session_id"])
+    single = encode_event(event).value
+    assert b"session_id" not in single
+    for values in ([stream(old)], [stream(old), stream(old)], [single], [single, stream(old)]):
+        decoded = decode(*values)
+        assert decoded.rejected == []
+        assert decoded.events.equals(pa.concat_batches([new] * len(values)))
+        assert decoded.events["session_id"].null_count == len(values)
+
+
 # Arrow records
 
 
@@ -429,6 +452,7 @@ ROWS = st.fixed_dictionaries(
         "user_id": IDS,
         "item_id": IDS,
         "request_id": IDS,
+        "session_id": IDS,
         "position": st.none() | st.sampled_from([-(2**31), -1, 0, 2**31 - 1]),
         "scenario": IDS,
         "value": st.none() | st.floats() | st.sampled_from([0.0, 1.0, 5.0, 1e300, -1e301]),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.behaviour import Behaviour, BehaviourConfig, Scale
+from features.definitions import SAMPLE_FEATURES
 from features.text import word_ids
 from streaming.artefact import Artefact, read_artefact, write_artefact
 from streaming.decode import decode_events
@@ -37,7 +38,7 @@ Rows = list[dict[str, Any]]
 
 LABELS = {"click": Label(10.0), "cart": Label(20.0, after="click")}
 IMPRESSIONS = ImpressionsConfig(LABELS, wait_s=2.0, remember_s=5.0)
-SCHEMA = sample_schema(LABELS)
+SCHEMA = sample_schema(LABELS, SAMPLE_FEATURES)
 
 
 def joiner(state: Artefact | None = None, **config: Any) -> Joiner:

@@ -115,6 +115,7 @@ def test_trivago_shows_every_list_and_most_clicks_are_in_it() -> None:
     events = whole(opened("trivago"))
     shown = events.filter(pc.equal(events["kind"], "impression"))
     assert count(shown, "request_id") == 13_597
+    assert count(events, "session_id") == 7_610  # of 7,612: two only sort a list
     clicks = events.filter(pc.equal(events["kind"], "click"))
     of_lists = clicks.filter(pc.is_valid(clicks["request_id"]))
     share = np.bincount(of_lists["position"].to_numpy()) / of_lists.num_rows

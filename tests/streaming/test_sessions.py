@@ -67,6 +67,7 @@ def test_sessions_are_users_and_keep_the_order_of_their_clicks(
         "session-2": ["20", "10", "30"],
         "session-3": ["10"],
     }
+    assert [click["session_id"] for click in clicks] == [click["user_id"] for click in clicks]
     assert sorted(click["event_id"] for click in clicks) == [f"diginetica/{n}" for n in range(6)]
     assert all_accepted(source, as_records)
 
@@ -118,7 +119,7 @@ T0 = 1_541_599_523
 def step(
     at: int, action: str, reference: str, shown: str | None = None, prices: str | None = None
 ) -> dict[str, Any]:
-    user = {"user_id": "U", "platform": "FR", "device": "mobile"}
+    user = {"user_id": "U", "session_id": "S", "platform": "FR", "device": "mobile"}
     what = {"timestamp": T0 + at, "action_type": action, "reference": reference}
     return {**user, **what, "impressions": shown, "prices": prices}
 
@@ -174,6 +175,18 @@ def test_what_is_done_without_a_list_is_organic(tmp_path: Path) -> None:
     (user,) = of_kind(events, "user")
     assert json.loads(user["attributes"]) == {"platform": "FR", "device": "mobile"}
     assert events[0] == user
+
+
+def test_what_users_do_has_the_session_of_the_log(tmp_path: Path) -> None:
+    log = [*LOG[:3], {**LOG[5], "session_id": "T"}]
+    events = rows(trivago(tmp_path, log))
+    done = [(e["kind"], e.get("session_id")) for e in events if e["kind"] not in ("item", "user")]
+    assert done == [
+        ("search", "S"), ("click", "S"),
+        *[("impression", "S")] * 3, ("click", "S"),
+        *[("impression", "T")] * 2, ("click", "T"),
+    ]  # fmt: skip
+    assert not any("session_id" in e for e in events if e["kind"] in ("item", "user"))
 
 
 def test_hotels_are_declared_before_they_are_shown(tmp_path: Path) -> None:

@@ -406,6 +406,19 @@ def test_a_row_has_the_same_id_however_the_file_is_cut_into_chunks(tmp_path: Pat
     assert len(set(found[0])) == 4
 
 
+def test_a_row_has_the_id_that_it_had_before_there_were_sessions_unless_it_has_one() -> None:
+    rows: dict[str, list[Any]] = {
+        "kind": ["rate", "like"], "user_id": ["a", "b"], "request_id": ["r", None],
+        "value": ["3", None],
+    }  # fmt: skip
+    old = ["x.csv:1:ef5dbcb3f6bd734c", "x.csv:2:b430220a94daf102"]
+    assert with_ids(mapped(rows), "x.csv")["event_id"].to_pylist() == old
+    found = with_ids(mapped({**rows, "session_id": [None, 7]}), "x.csv")
+    assert found["session_id"].to_pylist() == [None, "7"]
+    assert found["event_id"].to_pylist()[0] == old[0]
+    assert found["event_id"].to_pylist()[1] != old[1]
+
+
 def test_an_id_that_is_there_is_kept() -> None:
     named = mapped({"kind": ["like", "like"], "event_id": ["mine", None]})
     mine, made = with_ids(named, "x.csv")["event_id"].to_pylist()

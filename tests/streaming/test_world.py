@@ -140,6 +140,27 @@ def test_feedback_follows_its_impression(events: pd.DataFrame) -> None:
     assert delays.max() <= SMALL.choice.longest_delay_days * DAY_US
 
 
+def test_what_happens_during_a_session_has_its_id(events: pd.DataFrame) -> None:
+    shown = events[events.kind == "impression"]
+    assert (shown.request_id.str.rsplit("/", n=1).str[0] == shown.session_id).all()
+    of_sessions = events.dropna(subset="session_id").groupby("session_id")
+    assert (of_sessions.user_id.nunique() == 1).all()
+    assert of_sessions.ngroups < shown.request_id.nunique()
+    assert events[events.kind == "search"].session_id.notna().all()
+    organic = events[(events.kind == "click") & events.request_id.isna()]
+    assert organic.session_id.notna().all()
+    assert events[events.kind.isin(["item", "user"])].session_id.isna().all()
+
+
+def test_who_comes_back_later_is_in_no_session_that_is_known(events: pd.DataFrame) -> None:
+    begun = events[events.kind == "impression"].groupby("request_id")["at"].min()
+    bought = events[events.kind == "buy"]
+    waited = bought["at"] - bought.request_id.map(begun)  # NaN for what is bought again
+    at_once = waited < 600e6
+    assert 0 < at_once.sum() < len(bought)
+    assert (bought.session_id.notna() == at_once).all()
+
+
 def test_positions_run_from_the_top_without_a_gap(events: pd.DataFrame) -> None:
     shown = events[events.kind == "impression"]
     lists = shown.groupby("request_id").position.agg(["min", "max", "count"])

@@ -13,11 +13,12 @@ import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from features.behaviour import Behaviour, BehaviourConfig
+from features.definitions import SAMPLE_FEATURES
 from streaming.artefact import Artefact
 from streaming.events import EventRules, encode_events
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, SAMPLES, Append, Record
-from streaming.samples import SAMPLE_SCHEMA, encode_samples
+from streaming.samples import encode_samples, sample_schema
 from streaming.sources.movielens import MovieLens
 from trainers.exchange import Exchange, PeerLost, connect
 from trainers.frequency import FrequencyConfig
@@ -41,7 +42,7 @@ def micro_batch() -> Callable[..., Record]:
     def make(rows: Sequence[Mapping[str, Any]], offset: int = 0) -> Record:
         defaults = {"kind": "rate", "at": LOGGED_US, "logged_us": LOGGED_US}
         filled = [{**defaults, **row} for row in rows]
-        batch = pa.RecordBatch.from_pylist(filled, schema=SAMPLE_SCHEMA)
+        batch = pa.RecordBatch.from_pylist(filled, schema=sample_schema((), SAMPLE_FEATURES))
         return _record(encode_samples(batch), offset)
 
     return make

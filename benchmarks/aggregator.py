@@ -1,0 +1,147 @@
+"""How old is what the feature store answers, at 5,000 events a second?
+
+A producer in a process of its own appends 5,000 events/s to an embedded log, 100 in a record every
+20 ms, and the aggregator's loop (`headrace run` has it in an actor) takes them into Feast's online
+store in SQLite, with cuts and the offline store as they are by default. Every event is an action
+of one of 20,000 users, whose histories of 100 actions are full from the start: the dearest case, a
+push of all of it for each. An age is that of the oldest event of a push, from its arrival in the
+log until the push is done; the p99 is over all pushes of a minute, after ten seconds of warming up.
+`left_behind_s` is how long the loop needs for what is left when the producer ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from features.aggregator import Aggregator
+from infra.home import Home
+from infra.recipe import Recipe, load_recipe
+from streaming.arrow_record import filled_columns
+from streaming.artefact import Artefact
+from streaming.events import EVENT_SCHEMA, encode_events
+from streaming.file_log import FileLog
+from streaming.log import EVENTS, Record
+from streaming.loop import Loop
+
+EVENTS_PER_S = 5_000
+RECORD = 100
+USERS, ITEMS, LENGTH = 20_000, 10_000, 100
+WARM_UP_S, TIMED_S = 10, 60
+UNBOUNDED = float("inf")
+PROMISES: dict[str, tuple[float, float]] = {
+    "age_p99_ms": (0.0, 300.0),
+    "left_behind_s": (0.0, 1.0),
+    "events_per_s": (0.98 * EVENTS_PER_S, UNBOUNDED),
+}
+
+
+def run(report: Callable[[str], None]) -> dict[str, float]:
+    """Figures by name, telling `report` each as it comes."""
+    from features.store import FeastStore
+
+    recipe = load_recipe("movielens")
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder))
+        home.make()
+        log = FileLog(home.path / "log.db")
+        store = FeastStore(home.features, recipe.features)
+        store.apply()
+        ages: list[tuple[float, float]] = []
+
+        def push(pushes: Any) -> list[Any]:
+            done = store.push(pushes)
+            now = time.time()
+            ages.extend((now, now - p.logged_us / 1e6) for p in pushes)
+            return done
+
+        report(f"filling the histories of {USERS:,} users ...")
+        loop = Loop(
+            log,
+            "aggregator",
+            [EVENTS],
+            lambda state: _filled(recipe, state),
+            home.cuts("aggregator"),
+            execute=push,
+            redo=store.keep_back,
+            flush=store.flush,
+            config=recipe.loop,
+        )
+        spawn = multiprocessing.get_context("spawn")
+        producer = spawn.Process(target=_produce, args=(home.path / "log.db",))
+        stopping = threading.Event()
+        watching = threading.Thread(target=_stop_when_done, args=(producer, log, loop, stopping))
+        began = time.time()
+        used = time.process_time()
+        producer.start()
+        watching.start()
+        loop.run(stopping)
+        used = time.process_time() - used
+        watching.join()
+        ended = ages[-1][0]
+        log.close()
+    first = ages[0][0]
+    timed = np.array([age for at, age in ages if at >= first + WARM_UP_S]) * 1e3
+    seconds = WARM_UP_S + TIMED_S
+    figures = {
+        "age_p50_ms": float(np.percentile(timed, 50)),
+        "age_p99_ms": float(np.percentile(timed, 99)),
+        "age_max_ms": float(timed.max()),
+        "left_behind_s": max(0.0, ended - first - seconds),
+        "events_per_s": EVENTS_PER_S * seconds / (ended - first),
+        "cores": used / (ended - began),
+    }
+    report(", ".join(f"{name} {value:,.1f}" for name, value in figures.items()))
+    return figures
+
+
+def _filled(recipe: Recipe, state: Artefact | None) -> Aggregator:
+    step = Aggregator(recipe.aggregator, recipe.events, recipe.behaviour, state)
+    rng = np.random.default_rng(0)
+    for n in range(LENGTH):
+        batch = _batch(rng, np.arange(USERS), n * USERS, 1_600_000_000_000_000 + n)
+        step.on_batch([Record(EVENTS, 0, n, None, encode_events(batch).value, 0)])
+    return step
+
+
+def _batch(rng: Any, users: Any, first: int, at_us: int) -> pa.RecordBatch:
+    rows = len(users)
+    given = {
+        "event_id": pa.array(np.arange(first, first + rows)).cast(pa.string()),
+        "kind": pa.repeat("click", rows),
+        "at": pa.array(at_us + np.arange(rows)),
+        "user_id": pa.array(users).cast(pa.string()),
+        "item_id": pa.array((ITEMS * rng.random(rows) ** 3).astype(np.int64)).cast(pa.string()),
+        "scenario": pa.repeat("home", rows),
+    }
+    return pa.RecordBatch.from_arrays(filled_columns(EVENT_SCHEMA, rows, given), EVENT_SCHEMA.names)
+
+
+def _produce(path: Path) -> None:
+    """Appends a record every so often, late ones at once."""
+    rng = np.random.default_rng(1)
+    log = FileLog(path)
+    began = time.time()
+    for n in range((WARM_UP_S + TIMED_S) * EVENTS_PER_S // RECORD):
+        wait_s = began + n * RECORD / EVENTS_PER_S - time.time()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        users = rng.integers(USERS, size=RECORD)
+        batch = _batch(rng, users, 10_000_000 + n * RECORD, int(time.time() * 1e6))
+        log.append([encode_events(batch.cast(EVENT_SCHEMA))])
+    log.close()
+
+
+def _stop_when_done(producer: Any, log: FileLog, loop: Loop[Any], stopping: Any) -> None:
+    producer.join()
+    while any(loop.positions[place] < end for place, end in log.ends([EVENTS]).items()):
+        time.sleep(0.01)
+    stopping.set()
