@@ -35,7 +35,9 @@ class Shown:
     """n impressions in order and what came of them, each column (n,).
 
     `clicked` is 0 or 1; `context` is an id (a scenario, a device), NONE where there is none;
-    `randomised` tells which were shown in random order. One without a position is left out.
+    `randomised` tells which were shown in random order. One without a position is left out. A click
+    may come as a row of its own after that of its impression: `impressions` is 1, or 0 in such a
+    row.
     """
 
     item_id: Ids
@@ -44,6 +46,7 @@ class Shown:
     at_us: Ids
     context: Ids
     randomised: NDArray[np.bool_]
+    impressions: Floats | float = 1.0
 
 
 class Baseline(Protocol):
@@ -86,7 +89,7 @@ class CountedBaseline:
     def expected(self, shown: Shown) -> Floats:
         """As `Baseline`: the CTR as counted before each impression, which then counts too."""
         counted = shown.randomised if self._config.randomised_only else np.ones(len(shown.at_us))
-        values = np.column_stack([counted, counted * shown.clicked])
+        values = np.column_stack([counted * shown.impressions, counted * shown.clicked])
         before = self._sums.observe(
             _levels(shown.position, shown.context),
             np.repeat(shown.at_us, _LEVELS), np.repeat(values, _LEVELS, axis=0),
@@ -196,7 +199,7 @@ class Coec:
 
     def update(self, shown: Shown) -> None:
         """Counts impressions in order, each against what was known of its position before it."""
-        expected = self._baseline.expected(shown)
+        expected = self._baseline.expected(shown) * shown.impressions
         items = np.where(shown.position == NONE, NONE, shown.item_id)
         self._sums.add(items, shown.at_us, np.column_stack([expected, shown.clicked]))
 

@@ -65,6 +65,21 @@ def apply(
         show_changes(changes, _console(), "done")
 
 
+@features.command()
+def refill(recipe: RecipeArgument = "movielens", home: HomeOption = None) -> None:
+    """Fill the online store from the offline one, after Redis or `online.db` was lost.
+
+    Rows that are newer there stay. Stop `headrace run` in this home first.
+    """
+    from infra.home import Home
+
+    with Home(home or Path(".headrace")).locked():
+        store = _store(recipe, home)
+        store.apply()
+        store.refill()
+    _console().print("The online store answers what the offline store knows.")
+
+
 @features.command(name="list")
 def list_features(
     recipe: RecipeArgument = "movielens", home: HomeOption = None, as_json: JsonOption = False

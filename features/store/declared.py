@@ -60,7 +60,12 @@ def _used(view: View, use: Use) -> list[str]:
 
 
 def _view(view: View, entity: Entity, offline: Path) -> FeatureView:
-    batch = FileSource(name=f"{view.name}_parquet", path=str(offline), timestamp_field=EVENT_TIME)
+    batch = FileSource(
+        name=f"{view.name}_parquet",
+        path=str(offline),
+        timestamp_field=EVENT_TIME,
+        tags={"sequences": json.dumps(view.sequences)},
+    )
     fields = [
         Field(
             name=feature.name,
@@ -76,5 +81,4 @@ def _view(view: View, entity: Entity, offline: Path) -> FeatureView:
         schema=[Field(name=view.key, dtype=Int64), *fields],
         source=PushSource(name=f"{view.name}_push", batch_source=batch),
         ttl=view.ttl or timedelta(0),
-        tags={"sequences": json.dumps(view.sequences)},
     )

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore, RepoConfig
 from feast.diff.property_diff import TransitionType
+from feast.repo_config import MaterializationConfig
 from feast.repo_contents import RepoContents
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -28,8 +29,8 @@ from features.aggregator import Push
 from features.definitions import EVENT_TIME, VIEWS, FeatureError, View
 from features.freshness import Freshness
 from features.store.declared import LAYOUT, declared, versions
-from features.store.parts import write_part
-from features.store.rows import entity_key, from_row, to_rows
+from features.store.part_files import merge_parts, part_files, write_part
+from features.store.rows import EPOCH, entity_key, from_row, to_rows
 from features.store_config import EMBEDDED, StoreConfig
 
 Action = Literal["create", "update", "remove"]
@@ -158,13 +159,17 @@ class FeastStore:
         return []
 
     def flush(self) -> None:
-        """Hands what was kept back to the offline store, one Parquet file for each view."""
+        """Hands what was kept back to the offline store, one Parquet file for each view.
+
+        When there are 64 small files of a view they become one.
+        """
         for name, tables in self._kept_back.items():
             if tables:
                 self._store.provider.ingest_df_to_offline_store(
                     self._views[name], pa.concat_tables(tables)
                 )
                 tables.clear()
+                merge_parts(self._root / "offline" / name)
         self._freshness.save(self._root)
 
     @property
@@ -218,6 +223,17 @@ class FeastStore:
             for row in job.to_arrow().select(names).to_pylist()
         ]
 
+    def refill(self) -> None:
+        """Lets the online store answer what the offline store knows, by Feast's `materialize`: for
+        a Redis that has lost its memory, or a file that is gone. What is newer there stays.
+
+        Rows pushed since the aggregator's last cut are not offline yet. Nobody may push meanwhile.
+
+        Raises:
+            FeatureError: the online store cannot be used.
+        """
+        self._store.materialize(EPOCH, datetime.now(UTC), list(self._declared))
+
     def applied(self) -> dict[str, int]:
         """How many versions of each view the registry has seen; empty where nothing was applied."""
         if not self._registry_path.exists():
@@ -253,6 +269,7 @@ class FeastStore:
             registry=str(registry / _REGISTRY),
             online_store=online,
             offline_store={"type": "features.store.PartsOfflineStore"},
+            materialization=MaterializationConfig(pull_latest_features=True),
             entity_key_serialization_version=3,
         )
 
@@ -286,7 +303,7 @@ class FeastStore:
     def _prepare_offline(self, view: View) -> None:
         """An empty part, if there is none yet with all the columns: reading learns them from it."""
         directory = self._root / "offline" / view.name
-        parts = sorted(directory.glob("[!.]*.parquet"))
+        parts = part_files(directory)
         needed = set(view.offline_schema.names)
         if not any(needed <= set(pq.read_schema(p).names) for p in parts):
             write_part(directory, view.offline_schema.empty_table())

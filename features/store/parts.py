@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from feast import FeatureView, RepoConfig
+from feast.data_source import DataSource
 from feast.infra.offline_stores.dask import DaskOfflineStore, DaskOfflineStoreConfig
 from feast.infra.offline_stores.file_source import FileSource as FileDataSource
 from feast.infra.offline_stores.offline_store import RetrievalJob
 
-from features.store.point_in_time import PointInTimeJob, Wanted
+from features.store.part_files import write_part
+from features.store.point_in_time import LatestJob, PointInTimeJob, Wanted
 
 
 class PartsOfflineStoreConfig(DaskOfflineStoreConfig):  # type: ignore[misc]
@@ -41,8 +41,7 @@ class PartsOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        uri = feature_view.batch_source.file_options.uri
-        directory = Path(FileDataSource.get_uri_for_file_path(config.repo_path, uri))
+        directory = _directory(config, feature_view.batch_source)
         write_part(directory, table.replace_schema_metadata(None))
         if progress:
             progress(table.num_rows)
@@ -62,22 +61,37 @@ class PartsOfflineStore(DaskOfflineStore):  # type: ignore[misc]
         """
         wanted = []
         for view in feature_views:
-            uri = view.batch_source.file_options.uri
-            directory = Path(FileDataSource.get_uri_for_file_path(config.repo_path, uri))
             names = [n for v, n in (r.split(":") for r in feature_refs) if v == view.name]
+            found = _wanted(config, view.batch_source, view.join_keys[0], names)
             lives = view.ttl or None  # Feast takes no time for for ever
-            sequences = json.loads(view.tags.get("sequences", "[]"))
-            wanted.append(Wanted(view.name, directory, view.join_keys[0], names, lives, sequences))
+            wanted.append(replace(found, view=view.name, lives=lives))
         return PointInTimeJob(wanted, entity_df, full_feature_names)
 
+    @staticmethod
+    def pull_latest_from_table_or_query(  # noqa: PLR0913 - Feast's signature
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,  # noqa: ARG004
+        created_timestamp_column: str | None,  # noqa: ARG004
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """What `materialize` takes to the online store: Feast's own would take a step for a row."""
+        wanted = _wanted(config, data_source, join_key_columns[0], feature_name_columns)
+        return LatestJob(wanted, start_date, end_date)
 
-def write_part(directory: Path, table: pa.Table) -> None:
-    """One more Parquet file, there whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.parquet"
-    aside = directory / f".{name}"
-    with aside.open("wb") as stream:
-        pq.write_table(table, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.rename(directory / name)
+
+def _wanted(config: RepoConfig, source: DataSource, key: str, names: list[str]) -> Wanted:
+    return Wanted(
+        directory=_directory(config, source),
+        key=key,
+        names=names,
+        sequences=json.loads(source.tags.get("sequences", "[]")),
+    )
+
+
+def _directory(config: RepoConfig, source: DataSource) -> Path:
+    uri = source.file_options.uri
+    return Path(FileDataSource.get_uri_for_file_path(config.repo_path, uri))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from numpy.typing import NDArray
 
 from features.batch import Jagged
 from features.definitions import EVENT_TIME, KEPT, STEP
+from features.store.part_files import read_parts
 
 Ids = NDArray[np.int64]
 _TIME = "datetime64[us, UTC]"
@@ -27,15 +27,38 @@ _NONE = -1
 class Wanted:
     """Some features of one view, whose Parquet files lie in a directory."""
 
-    view: str
     directory: Path
     key: str
     names: list[str]
-    lives: timedelta | None
     sequences: list[list[str]]
+    view: str = ""
+    lives: timedelta | None = None
 
 
-class PointInTimeJob(RetrievalJob):  # type: ignore[misc]
+class _Job(RetrievalJob):  # type: ignore[misc]
+    """What Feast asks of a job, but for the table that it makes."""
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    @property
+    def full_feature_names(self) -> bool:
+        return False
+
+    @property
+    def on_demand_feature_views(self) -> list[Any]:
+        return []
+
+    @property
+    def metadata(self) -> None:
+        return None
+
+    def persist(self, storage: Any, allow_overwrite: bool | None = False,
+                timeout: int | None = None) -> None:  # fmt: skip
+        raise NotImplementedError
+
+
+class PointInTimeJob(_Job):
     """For each row of `entities` the features as they were known at its time, or null.
 
     Among rows about one moment the last that was pushed counts. Of a sequence, what counts is all
@@ -56,40 +79,48 @@ class PointInTimeJob(RetrievalJob):  # type: ignore[misc]
                 answer = answer.append_column(shown, columns[name])
         return answer
 
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
-
     @property
     def full_feature_names(self) -> bool:
         return self._full
 
-    @property
-    def on_demand_feature_views(self) -> list[Any]:
-        return []
 
-    @property
-    def metadata(self) -> None:
-        return None
+class LatestJob(_Job):
+    """The features of every entity that has a row from `start` to `end`, as they were at the end,
+    and the time of the newest row.
+    """
 
-    def persist(self, storage: Any, allow_overwrite: bool | None = False,
-                timeout: int | None = None) -> None:  # fmt: skip
-        raise NotImplementedError
+    def __init__(self, wanted: Wanted, start: datetime | None, end: datetime | None) -> None:
+        self._wanted = wanted
+        self._start = start
+        self._end = end or datetime.now(UTC)
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002
+        key = self._wanted.key
+        rows = _read(self._wanted)
+        chosen = pc.less_equal(rows[EVENT_TIME], pa.scalar(self._end, rows[EVENT_TIME].type))
+        if self._start is not None:
+            start = pa.scalar(self._start, rows[EVENT_TIME].type)
+            chosen = pc.and_(chosen, pc.greater_equal(rows[EVENT_TIME], start))
+        keys = pc.unique(rows[key].filter(chosen))
+        asked = pd.DataFrame({key: keys.to_numpy(), EVENT_TIME: self._end})
+        columns = _Join(self._wanted, asked, rows).columns()
+        return pa.table({key: keys, **columns})
 
 
 class _Join:
     """The features of one view for n entities, each at a time of its own."""
 
-    def __init__(self, wanted: Wanted, asked: pd.DataFrame) -> None:
+    def __init__(self, wanted: Wanted, asked: pd.DataFrame, rows: pa.Table | None = None) -> None:
         self._wanted = wanted
         self._asked = asked.astype({EVENT_TIME: _TIME})
-        self._rows = _read(wanted, set(asked[wanted.key]))
+        self._rows = _read(wanted, set(asked[wanted.key])) if rows is None else rows
 
     def columns(self) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """Each feature by name, (n,)."""
+        """Each feature by name, (n,), and the time of the row that it is from."""
         rows, names = self._rows, self._wanted.names
         places = self._newest(rows, self._wanted.lives)
         where = pa.array(places, mask=places == _NONE)
-        columns = {name: rows[name].take(where) for name in names}
+        columns = {name: rows[name].take(where) for name in (*names, EVENT_TIME)}
         if STEP in rows.column_names:
             is_step = rows[STEP].take(where).is_valid()
             for sequence in self._wanted.sequences:
@@ -141,14 +172,13 @@ class _Join:
         return places
 
 
-def _read(wanted: Wanted, keys: set[int]) -> pa.Table:
-    """All rows of these entities in the order in which they were pushed, each step once.
+def _read(wanted: Wanted, keys: set[int] | None = None) -> pa.Table:
+    """All rows, or those of some entities, in the order in which they were pushed, each step once.
 
     A step may be there again: a process that ended before its cut was made makes them anew.
     """
-    files = sorted(wanted.directory.glob("[!.]*.parquet"))
-    parts = [pq.read_table(file, filters=[(wanted.key, "in", keys)]) for file in files]
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    chosen = None if keys is None else [(wanted.key, "in", keys)]
+    rows = read_parts(wanted.directory, chosen)
     if STEP not in rows.column_names:
         return rows
     steps = rows[STEP].fill_null(_NONE).to_numpy()

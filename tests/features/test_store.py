@@ -376,6 +376,49 @@ def test_before_its_first_event_nothing_was_known_of_an_entity(store: FeastStore
         assert store.as_of(ITEM_STATISTICS, key, START + seconds * SECOND) == NOTHING
 
 
+def test_what_is_offline_fills_an_online_store_that_was_lost(
+    store: FeastStore, as_records: Callable[..., list[Record]]
+) -> None:
+    """Histories come back from their steps."""
+    rates = [{"kind": "rate", "user_id": user, "item_id": item, "value": 4.0}
+             for user in "uvw" for item in "abcde"]  # fmt: skip
+    search = {"kind": "search", "user_id": "v", "query": "heat"}
+    step = Aggregator(AggregatorConfig(), EventRules(), BehaviourConfig(length=3))
+    for n, event in enumerate([*rates, search]):
+        store.push(step.on_batch(as_records([event], start=n)))
+    store.flush()
+    people, things = ([stable_id(name) for name in names] for names in ("uvwx", "abcde"))
+    before = store.read(USER_HISTORY, people), store.read(ITEM_STATISTICS, things)
+    assert [len(row["items"]) for row in before[0]] == [3, 3, 3, 0]
+
+    store.clear()
+    store.apply()
+    assert store.read(USER_HISTORY, people) == [NOBODY] * 4
+    store.refill()
+    assert repr((store.read(USER_HISTORY, people), store.read(ITEM_STATISTICS, things))) == repr(
+        before
+    )
+
+
+def test_many_small_files_become_one_and_the_past_stays_what_it_was(
+    embedded: FeastStore, root: Path
+) -> None:
+    """Also where the process died before the old ones were gone."""
+    place = root / "offline" / ITEM_STATISTICS.name
+    for seconds in range(63):
+        embedded.push([items((7, seconds // 2, seconds))])
+        if seconds == 61:
+            before = {file: file.read_bytes() for file in place.iterdir()}
+        embedded.flush()
+    assert len(list(place.iterdir())) == 1
+    moments = [at_moment(embedded, 7, seconds) for seconds in (0, 1, 15, 31, 99)]
+    assert moments == [1, 3, 31, 62, 62]
+    for file, content in before.items():
+        if not file.exists():
+            file.write_bytes(content)
+    assert [at_moment(embedded, 7, seconds) for seconds in (0, 1, 15, 31, 99)] == moments
+
+
 def test_an_empty_store_knew_nothing(store: FeastStore) -> None:
     assert store.as_of(ITEM_STATISTICS, 7, START) == NOTHING
 
