@@ -27,7 +27,7 @@ from streaming.ids import stable_ids
 from streaming.kernels import EMPTY, compiled
 
 Ids = NDArray[np.int64]
-_TURN = 4_096  # entities are taken so many at a time; between turns those beyond the bound go
+TURN = 4_096  # entities are taken so many at a time; between turns those beyond the bound go
 _WORDS = 64  # of one text
 _NO_TEXT = "{}"
 
@@ -72,6 +72,11 @@ class Attributes:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def until_turn(self) -> int:
+        """How many more are heard of until some may be forgotten, from 1 to `TURN`."""
+        return TURN - self._heard % TURN
+
     # -- writing ---------------------------------------------------------------------------
 
     def hear(self, names: Sequence[str], texts: Sequence[str | None]) -> list[Change]:
@@ -82,7 +87,7 @@ class Attributes:
         changes = []
         start = 0
         while start < len(names):
-            end = min(len(names), start + _TURN - self._heard % _TURN)
+            end = min(len(names), start + TURN - self._heard % TURN)
             with self._lock:
                 changes.append(self._turn(names[start:end], texts[start:end]))
             start = end
@@ -100,7 +105,7 @@ class Attributes:
         if len(last) < len(rows):
             rows, kept, flat = rows[last], [kept[i] for i in last.tolist()], None
         cells = self._describe(rows, kept, flat)
-        forgotten = self._forget() if self._heard % _TURN == 0 else declared[:0]
+        forgotten = self._forget() if self._heard % TURN == 0 else declared[:0]
         return Change(declared[last], cells, forgotten)
 
     def _mention(self, names: Sequence[str]) -> tuple[Ids, Ids]:
@@ -264,7 +269,7 @@ class Attributes:
         """Takes up the state of a cut; says, as `hear` does, what there is now."""
         self._fields.restore(prefix, tables)
         changes = []
-        for batch in tables[prefix].to_batches(max_chunksize=_TURN):
+        for batch in tables[prefix].to_batches(max_chunksize=TURN):
             ids, rows = self._mention(batch["name"].to_pylist())
             self._newest.rows[rows] = batch["heard"].to_numpy()
             where = np.flatnonzero(batch["attributes"].is_valid().to_numpy(zero_copy_only=False))

@@ -109,16 +109,9 @@ class ContentIndex:
         order = np.argsort(known, kind="stable")
         found, similarity = self.neighbours(items, count, known)
         here = found != EMPTY
-        rows = np.zeros(found.shape, np.int64)
+        rows = np.full(found.shape, EMPTY)
         rows[here] = order[np.searchsorted(known[order], found[here])]
-        total = similarity.sum(axis=1)
-        # One by one along the neighbours: n x count x d numbers would be much at once.
-        sums = np.zeros((len(items), vectors.shape[1]), np.float32)
-        if len(known):
-            for place in range(count):
-                sums += similarity[:, place, None] * vectors[rows[:, place]]
-        sums /= np.where(total > 0, total, 1)[:, None]
-        return sums, total / np.maximum(here.sum(axis=1), 1).astype(np.float32)
+        return mean_vectors(rows, similarity, vectors)
 
     # -- how it is kept --------------------------------------------------------------------
 
@@ -189,6 +182,27 @@ class ContentIndex:
             features, items, lists, candidates, found, similarity,
         )  # fmt: skip
         return found, similarity
+
+
+def mean_vectors(rows: Ids, similarity: Vectors, vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """The mean of the `vectors` (m, d) at `rows` (n, k), weighted by similarity (n, k).
+
+    A row of -1 does not count. Returns the means (n, d) and the mean similarity of those that do
+    (n,); both are 0 where there is none.
+
+    >>> similarity = np.array([[0.75, 0.25, 0.0]], np.float32)
+    >>> mean_vectors(np.array([[0, 1, -1]]), similarity, np.eye(2, dtype=np.float32))
+    (array([[0.75, 0.25]], dtype=float32), array([0.5], dtype=float32))
+    """
+    here = rows != EMPTY
+    weights = np.where(here, similarity, np.float32(0))
+    total = weights.sum(axis=1)
+    sums = np.zeros((len(rows), vectors.shape[1]), np.float32)
+    # One by one along the neighbours: n x k x d numbers would be much at once.
+    for place in range(rows.shape[1] if len(vectors) else 0):
+        sums += weights[:, place, None] * vectors[rows[:, place]]
+    sums /= np.where(total > 0, total, 1)[:, None]
+    return sums, total / np.maximum(here.sum(axis=1), 1).astype(np.float32)
 
 
 def evidence(

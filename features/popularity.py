@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from streaming.kernels import compiled
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Shares = tuple[Ids, Floats]  # items (n,) by rising id, and of all actions the part on each
 
 EVERYONE = 0  # the cell that every action belongs to; no string has this stable id
 
@@ -38,12 +39,25 @@ class PopularityConfig:
     most: PositiveInt = 1_000_000
 
 
+@dataclass(frozen=True)
+class ListTrust:
+    """How many actions it takes until a list says as much itself as what stands above it: the list
+    of the next longer `window`, those of the cells that its `cell` is a part of, or where there
+    were no actions at all, the `content` of the items.
+    """
+
+    window: PositiveFloat = 1_000.0
+    cell: PositiveFloat = 2_000.0
+    content: PositiveFloat = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class HotLists:
     """The best items of every cell and window, as they were at one moment; never changes.
 
     List i, of `cells[i]` (ascending), is `offsets[i]` to `offsets[i + 1]` of `items` and `scores`,
-    (windows, total), best first.
+    (windows, total), best first. `totals` (windows, cells) are the scores of all items of a cell
+    together. Windows are named from the longest to the shortest.
     """
 
     windows: tuple[str, ...]
@@ -51,6 +65,7 @@ class HotLists:
     offsets: Ids
     items: Ids
     scores: Floats
+    totals: Floats
 
     def top(self, window: str, count: int, cell: int = EVERYONE) -> tuple[Ids, Floats]:
         """The hottest items and their scores, best first; empty for a cell without any."""
@@ -58,12 +73,79 @@ class HotLists:
             raise ConfigError(
                 f"hot lists have no window {window!r}: ask for {', '.join(self.windows)}"
             )
-        at = int(np.searchsorted(self.cells, cell))
-        if at == len(self.cells) or self.cells[at] != cell:
+        at = self._place(cell)
+        if at is None:
             return self.items[0, :0], self.scores[0, :0]
         which = self.windows.index(window)
         part = slice(self.offsets[at], min(self.offsets[at] + count, self.offsets[at + 1]))
         return self.items[which, part], self.scores[which, part]
+
+    def has(self, cell: int) -> bool:
+        """Whether anything was counted in the cell."""
+        return self._place(cell) is not None
+
+    def shares(
+        self, levels: Sequence[Sequence[int]], trust: ListTrust, prior: Shares | None = None
+    ) -> Shares:
+        """What part of the actions to come falls on which item, by the lists of some cells.
+
+        `levels` are cells from the widest to the narrowest; each is a part of all of the level
+        above. A list of S actions, s of them on an item, has `s / S` as its share only if nothing
+        stands above it; else a part of it is taken from there:
+
+            (s + trust.window * longer + trust.cell * wider) / (S + trust.window + trust.cell)
+
+        where `longer` is the share in the same cell and the next longer window, and `wider` the
+        mean of those of the level above in the same window. The `prior` is what counts as a window
+        longer than all at the top. So a cell or an hour of which little is known yet says what is
+        known of all, and there is no number of actions at which that changes abruptly. The result
+        is the mean over the last level in the shortest window. It is a Dirichlet prior at every
+        list (MacKay and Peto, A Hierarchical Dirichlet Language Model, 1995).
+
+        An item counts for 0 in a cell whose list it is not on.
+        """
+        places = [
+            [at for cell in level if (at := self._place(cell)) is not None] for level in levels
+        ]
+        lists = [self.items[:, self._part(at)].ravel() for level in places for at in level]
+        known = np.empty(0, np.int64) if prior is None else prior[0]
+        items = np.unique(np.concatenate([*lists, known]))
+        longest, wider = None, None
+        if prior is not None:
+            longest = np.zeros(len(items))
+            longest[np.searchsorted(items, prior[0])] = prior[1]
+        for level in places:
+            if level:  # one of which nothing is known leaves things as they are
+                of_each = [self._shrunk(at, items, trust, wider, longest) for at in level]
+                wider, longest = np.mean(of_each, axis=0), None
+        if wider is not None:
+            return items, wider[-1]
+        return items, np.zeros(len(items)) if longest is None else longest
+
+    def _place(self, cell: int) -> int | None:
+        at = int(np.searchsorted(self.cells, cell))
+        return at if at < len(self.cells) and self.cells[at] == cell else None
+
+    def _part(self, at: int) -> slice:
+        return slice(self.offsets[at], self.offsets[at + 1])
+
+    def _shrunk(
+        self, at: int, items: Ids, trust: ListTrust, wider: Floats | None, longer: Floats | None
+    ) -> Floats:
+        """The shares of items in one cell, (windows, n), by its lists and what is above them."""
+        part = self._part(at)
+        found = np.zeros((len(self.windows), len(items)))
+        for k in range(len(self.windows)):
+            scores, total = np.zeros(len(items)), self.totals[k, at]
+            scores[np.searchsorted(items, self.items[k, part])] = self.scores[k, part]
+            if longer is not None:
+                scores += trust.window * longer
+                total += trust.window
+            if wider is not None:
+                scores += trust.cell * wider[k]
+                total += trust.cell
+            found[k] = longer = scores / total if total > 0 else scores
+        return found
 
 
 class Popularity:
@@ -100,6 +182,7 @@ class Popularity:
             self._windows,
             np.empty(0, np.int64), np.zeros(1, np.int64),
             np.empty((len(self._windows), 0), np.int64), np.empty((len(self._windows), 0)),
+            np.empty((len(self._windows), 0)),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -139,8 +222,10 @@ class Popularity:
         rows = np.empty((len(self._windows), offsets[-1]), np.int64)
         for k in range(len(self._windows)):
             _best(place, self._sums.ranks(k), offsets, rows[k])
-        scores = np.take_along_axis(self._sums.get_all(at_us).T, rows, axis=1)
-        self.hot = HotLists(self._windows, cells, offsets, pairs[rows, 1], scores)
+        every = self._sums.get_all(at_us).T
+        totals = np.array([np.bincount(place, scores, len(cells)) for scores in every])
+        scores = np.take_along_axis(every, rows, axis=1)
+        self.hot = HotLists(self._windows, cells, offsets, pairs[rows, 1], scores, totals)
 
     def merge(self, other: Popularity) -> None:
         """Adds what another one counted; `refresh` shows it."""

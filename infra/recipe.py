@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import CatalogConfig
+from features.skew import SkewConfig
 from features.store_config import StoreConfig
 from infra.home import Learning
 from infra.recipe_file import RECIPES, read_recipe
 from serving.api import ApiConfig
+from serving.cold_start import ColdStartConfig
 from streaming.archive import ArchiveConfig
 from streaming.errors import ConfigError
 from streaming.events import EventRules
@@ -47,6 +49,8 @@ class Recipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     serving: ApiConfig = field(default_factory=ApiConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    skew: SkewConfig = field(default_factory=SkewConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -15,7 +15,9 @@ import torch
 import uvicorn
 
 from features.catalog import Catalog
+from features.definitions import USER_HISTORY
 from features.freshness import saved_freshness
+from features.skew import Skew
 from features.store import FeastStore
 from infra.home import Home, Learning
 from infra.progress import Reporter
@@ -29,6 +31,7 @@ from serving.follower import Follower
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
+from serving.skew_watch import SkewWatch
 from serving.times import time_text
 from streaming.archiver import Archiver
 from streaming.errors import ConfigError, HeadraceError, LogError
@@ -62,6 +65,7 @@ class System:
         self.metrics = ServingMetrics()
         self.log: Log = _open(home, recipe.group.ranks)
         self.replica = Replica()
+        self.skew = self._make_skew_watch()
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self._settled: tuple[object, float] = (None, 0.0)
@@ -87,7 +91,7 @@ class System:
             features.apply()
             catalog_loop = self._make_catalog_loop()
             catalog = catalog_loop.step
-            recommender = Recommender(self.replica, catalog, features)
+            recommender = Recommender(self.replica, catalog, features, self._recipe.cold_start)
             service = Service(
                 self.log,
                 self._recipe.events,
@@ -96,6 +100,7 @@ class System:
                 self.metrics,
                 self.status,
                 self.not_ready,
+                self.skew.note,
             )
             stack.enter_context(self._serving(service))
             stack.callback(self.workers.stop)
@@ -104,6 +109,7 @@ class System:
             threads = {
                 "catalog": catalog_loop.run,
                 "follower": self._make_follower().run,
+                "skew": self.skew.run,
                 "replay": self._run_replay,
             }
             if self._recipe.archive.enabled:
@@ -151,6 +157,7 @@ class System:
             "events_per_s": self._events_per_s,
             "served_version": None if info is None else info.name,
             "features": saved_freshness(self._home.features),
+            "skew": self.skew.figures(),
             "restarts": self.workers.restarts,
         }
 
@@ -229,6 +236,15 @@ class System:
             look_back=3 * (2 * self._recipe.trainer.snapshot_every + 1),
             applied=self._observe_version,
         )
+
+    def _make_skew_watch(self) -> SkewWatch:
+        behaviour, joiner = self._recipe.behaviour, self._recipe.joiner
+        # What of a history reaches training, in the order of the view's sequences.
+        lengths = (
+            min(behaviour.length, joiner.history),
+            min(behaviour.searched_words, joiner.searched_words),
+        )
+        return SkewWatch(self.log, Skew(USER_HISTORY, lengths, self._recipe.skew), self.metrics)
 
     def _observe_version(self, info: VersionInfo, seconds: float) -> None:
         metrics = self.metrics

@@ -72,7 +72,12 @@ class Item(BaseModel):
 
 
 class ScoredItem(Item):
-    """An item of an answer; `source` is the model that proposed it, or `popular`."""
+    """An item of an answer; `source` is the model that proposed it, or `popular`, `hot`,
+    `interests`, `new` or `content`.
+
+    `score` is the part of the user's actions to come that is expected to fall on it, or of similar
+    items how alike they are.
+    """
 
     score: float
     source: str
@@ -102,7 +107,8 @@ class RecommendAnswer(BaseModel):
 class Service:
     """What the interface stands on; handed in by the composition root.
 
-    `status` says how the whole system does; `not_ready` why it cannot answer yet, or None.
+    `status` says how the whole system does; `not_ready` why it cannot answer yet, or None;
+    `answered` is told of every answer to a user.
     """
 
     log: Log
@@ -112,6 +118,7 @@ class Service:
     metrics: ServingMetrics
     status: Callable[[], dict[str, Any]]
     not_ready: Callable[[], str | None]
+    answered: Callable[[Answer], None] = lambda _answer: None
 
 
 def create_app(service: Service, config: ApiConfig) -> FastAPI:
@@ -129,6 +136,7 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
     def recommend(user_id: UserId, k: Count = 10) -> RecommendAnswer:
         """The items for a user now; recent popularity for one who is not known."""
         answer = service.recommender.recommend(user_id, k)
+        service.answered(answer)
         return _shown(answer, service.metrics, user_id)
 
     @app.get("/v1/items/{item_id:path}/similar")
@@ -211,6 +219,9 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
             for quantile, name in (("0.5", "age_p50_s"), ("0.99", "age_p99_s")):
                 if name in figures:
                     service.metrics.features_age.labels(view, quantile).set(figures[name])
+        for entity, known in (("item", service.catalog.items), ("user", service.catalog.users)):
+            refused = known.beyond + sum(field.refused for field in known.fields())
+            service.metrics.refused.labels(entity).set(refused)
         text, content_type = service.metrics.exposition()
         return Response(text, media_type=content_type)
 

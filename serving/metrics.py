@@ -12,6 +12,7 @@ from prometheus_client import (
 )
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BEHIND_S = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
 _FRESHNESS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0)
 
 
@@ -80,6 +81,27 @@ class ServingMetrics:
             "headrace_features_age_seconds",
             "From an event reaching the log to the feature store answering with it, lately.",
             ["view", "quantile"],
+            registry=self.registry,
+        )
+        self.skew = Counter(
+            "headrace_feature_skew_total",
+            "Features that serving read for an answer, by how training got them: same, behind"
+            " (serving lacked the newest entries) or different.",
+            ["view", "feature", "outcome"],
+            registry=self.registry,
+        )
+        self.behind = Histogram(
+            "headrace_feature_behind_seconds",
+            "Of answers whose features were behind: from the oldest entry that they lacked to the"
+            " reading; 0 if it came after.",
+            ["view"],
+            buckets=_BEHIND_S,
+            registry=self.registry,
+        )
+        self.refused = Gauge(
+            "headrace_catalog_values_refused",
+            "Values of attributes that the catalog refused, for their type or beyond its fields.",
+            ["entity"],
             registry=self.registry,
         )
 

@@ -1,20 +1,31 @@
-"""The recommender: what is known of a user, and what the newest version makes of it."""
+"""The recommender: what is known of a user, and what several sources make of it together."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.batch import Ids, Jagged, Users
+from features.batch import Ids, known_user
 from features.catalog import Catalog, CatalogItem
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
-from serving.replica import Replica
+from serving.cold_start import (
+    CONTENT,
+    POPULAR,
+    ColdStartConfig,
+    Visit,
+    all_sources,
+    pooled,
+)
+from serving.replica import Replica, ServedModel
+from streaming.event_columns import NONE
 from streaming.ids import stable_id
+from streaming.kernels import EMPTY
 from trainers.versions import VersionInfo
 
 Found = tuple[int, float, str]  # item, score, who proposed it
@@ -28,7 +39,12 @@ class OnlineFeatures(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """One item of an answer; `source` says who proposed it."""
+    """One item of an answer; `source` says who proposed it: the model by its name, or `popular`,
+    `hot`, `interests`, `new` or `content`.
+
+    `score` is the part of the user's actions to come that is expected to fall on the item, or of
+    similar items how alike they are; 0 if it is there only to fill the answer.
+    """
 
     item: CatalogItem
     score: float
@@ -40,7 +56,8 @@ class Recommendation:
 class Answer:
     """`version` is None while no model was published yet.
 
-    `features_at_us` is the event time of the user's newest action in the feature store.
+    `features_at_us` is the event time of the user's newest action in the feature store, and `read`
+    all that was read there of the `user`, a stable id; nothing of -1, where no user had asked.
     """
 
     request_id: str
@@ -48,61 +65,92 @@ class Answer:
     version: VersionInfo | None
     known_actions: int
     features_at_us: int | None
+    user: int = NONE
+    read: dict[str, Any] = field(default_factory=dict)
 
 
 class Recommender:
-    """Answers from the model for who is known, from recent popularity for who is not."""
+    """Answers from the model as far as the user is known, from what is hot as far as he is not."""
 
-    def __init__(self, replica: Replica, catalog: Catalog, features: OnlineFeatures) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        catalog: Catalog,
+        features: OnlineFeatures,
+        config: ColdStartConfig | None = None,
+    ) -> None:
         self._replica = replica
         self._catalog = catalog
         self._features = features
+        self._config = config or ColdStartConfig()
+        self._sources = all_sources(self._config, catalog)
 
     def recommend(self, user_id: str, count: int) -> Answer:
         """At most `count` items the user has not acted upon lately, best first."""
         user = stable_id(user_id)
-        known = self._features.read(USER_HISTORY, [user])[0]
-        history = np.array(known["items"] or [], np.int64)
-        rewards = np.array(known["rewards"] or [], np.float32)
+        read = self._features.read(USER_HISTORY, [user])[0]
+        users = known_user(user, read)
+        history = users.history.values
         with self._replica.reading() as served:
-            info = None if served is None else served.info
-            found: list[Found] = []
-            if served is not None and len(history):
-                offsets = np.array([0, len(history)], np.int64)
-                users = Users(np.array([user]), Jagged(history, offsets), rewards)
-                ids, scores = served.retrieve(users, count, history)
-                found = _found(ids, scores, served.info)
-        found = self._filled(found, count, hidden=set(history.tolist()))
-        described = self._described(found)
-        return Answer(uuid.uuid4().hex, described, info, len(history), known["newest_us"])
+            visit = Visit(
+                users, history, self._catalog.interests(user), count, served,
+                self._temperature(served),
+            )  # fmt: skip
+            proposed = [source(visit) for source in self._sources]
+        items, shares, sources = pooled([one for one in proposed if one is not None])
+        found = zip(items.tolist(), shares.tolist(), sources, strict=True)
+        return Answer(
+            uuid.uuid4().hex,
+            self._described(found, count, hidden=set(history.tolist())),
+            None if served is None else served.info,
+            len(history),
+            read["newest_us"],
+            user,
+            read,
+        )
 
     def similar(self, item_id: str, count: int) -> Answer:
-        """The items nearest to an item; what is popular if nothing is known of it."""
+        """The items nearest to an item in the model's space, or by what is said of it while no
+        version knows it; what is popular if nothing is known of it.
+        """
         item = stable_id(item_id)
+        info, found = None, list[Found]()
         with self._replica.reading() as served:
-            info = None if served is None else served.info
-            found: list[Found] = []
             if served is not None:
-                ids, scores = served.similar(item, count)
-                found = _found(ids, scores, served.info)
-        found = self._filled(found, count, hidden={item})
-        return Answer(uuid.uuid4().hex, self._described(found), info, 0, None)
+                info = served.info
+                found = _found(*served.similar(item, count), info.model)
+        if not found:
+            ids, alike = self._catalog.content.neighbours(np.array([item]), count)
+            found = _found(ids[0, ids[0] != EMPTY], alike[0, ids[0] != EMPTY], CONTENT)
+        described = self._described(found, count, hidden={item})
+        return Answer(uuid.uuid4().hex, described, info, 0, None)
 
-    def _filled(self, found: list[Found], count: int, hidden: set[int]) -> list[Found]:
-        """What was found and can be shown, and recent popularity in the places that are left."""
-        found = [one for one in found if self._catalog.get(one[0]) is not None]
-        taken = hidden | {item for item, _, _ in found}
-        spare = [i for i in self._catalog.popular(count + len(taken)) if i not in taken]
-        return found + [(item, 0.0, "popular") for item in spare[: count - len(found)]]
-
-    def _described(self, found: Sequence[Found]) -> list[Recommendation]:
-        statistics = self._features.read(ITEM_STATISTICS, [i for i, _, _ in found]) if found else []
+    def _described(
+        self, found: Iterable[Found], count: int, hidden: set[int]
+    ) -> list[Recommendation]:
+        """What was found and can be shown, and what is popular in the places that are left."""
+        shown: dict[int, tuple[CatalogItem, float, str]] = {}
+        for item, score, source in chain(found, self._fillers(count + len(hidden))):
+            if len(shown) == count:
+                break
+            if item not in hidden and item not in shown:
+                described = self._catalog.get(item)
+                if described is not None:
+                    shown[item] = described, score, source
+        statistics = self._features.read(ITEM_STATISTICS, list(shown)) if shown else []
         return [
-            Recommendation(described, score, source, known)
-            for (item, score, source), known in zip(found, statistics, strict=True)
-            if (described := self._catalog.get(item)) is not None
+            Recommendation(*one, known)
+            for one, known in zip(shown.values(), statistics, strict=True)
         ]
 
+    def _fillers(self, count: int) -> Iterator[Found]:
+        for item in self._catalog.popular(count):
+            yield item, 0.0, POPULAR
 
-def _found(ids: Ids, scores: NDArray[np.float32], info: VersionInfo) -> list[Found]:
-    return [(i, s, info.model) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+    def _temperature(self, served: ServedModel | None) -> float:
+        options = {} if served is None else served.info.options
+        return float(options.get("temperature", self._config.temperature))
+
+
+def _found(ids: Ids, scores: NDArray[np.float32], source: str) -> list[Found]:
+    return [(i, s, source) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -34,6 +35,26 @@ class Applied(StrEnum):
     DUPLICATE = "duplicate"  # it was there already
     GAP = "gap"  # it continues a version that is not the one in front
     STALE = "stale"  # a new chain that has learnt less than what was already served
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a version makes of one user: his interests (1, K, d), and the score of every item (N,)
+    by the best of them.
+    """
+
+    query: torch.Tensor
+    scores: torch.Tensor
+
+    def scores_of(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The scores of other items, by their vectors (n, d)."""
+        return best_scores(self.query, torch.from_numpy(vectors))[0].numpy()
+
+    def total(self, temperature: float) -> float:
+        """The logarithm of the sum of exp(score / temperature) over all items: what makes a softmax
+        of the scores.
+        """
+        return float(torch.logsumexp(self.scores / temperature, 0))
 
 
 class ServedModel:
@@ -65,8 +86,25 @@ class ServedModel:
     @torch.no_grad()
     def retrieve(self, users: Users, count: int, hidden: Ids) -> tuple[Ids, NDArray[np.float32]]:
         """The best items for one user, best first, none of `hidden`: ids (n,), scores (n,)."""
-        scores = best_scores(self._retriever.query(users), self._all_vectors())[0]
-        return self._best(scores, count, hidden)
+        return self.best(self.ask(users), count, hidden)
+
+    @torch.no_grad()
+    def ask(self, users: Users) -> Asked:
+        """What it makes of one user."""
+        query = self._retriever.query(users)
+        return Asked(query, best_scores(query, self._all_vectors())[0])
+
+    def best(self, asked: Asked, count: int, hidden: Ids) -> tuple[Ids, NDArray[np.float32]]:
+        """As `retrieve`, of what was asked."""
+        return self._best(asked.scores.clone() if len(hidden) else asked.scores, count, hidden)
+
+    def vectors(self, items: Ids) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The vector of each item, (n, d), and whether it has one, (n,); zeros if not."""
+        places = self._places.find(items)
+        known = places >= 0
+        found = np.zeros((len(items), self._vectors.shape[1]), np.float32)
+        found[known] = self._vectors[torch.from_numpy(places[known])].numpy()
+        return found, known
 
     @torch.no_grad()
     def similar(self, item: int, count: int) -> tuple[Ids, NDArray[np.float32]]:

@@ -6,6 +6,13 @@ const POLL_MS = 25;
 const GIVE_UP_MS = 10_000;
 const KEPT_TIMES = 15;
 const STORE = "headrace.playground";
+const SOURCES = {
+  popular: "popular with everyone",
+  hot: "popular with people like you",
+  interests: "of what you like",
+  new: "new, and like what you like",
+  content: "of the same kind",
+};
 
 const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -221,8 +228,7 @@ function drawAnswer() {
       cards.set(id, card);
     }
     const card = cards.get(id);
-    const source = item.source === "popular" ? "popular with everyone" : "matched to you";
-    card.querySelector(".source").textContent = source;
+    card.querySelector(".source").textContent = SOURCES[item.source] ?? "matched to you";
     card.querySelector(".rank b").textContent = rank + 1;
     drawMove(card.querySelector(".rank span"), id, rank);
     return card;

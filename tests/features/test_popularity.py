@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.decayed import US
-from features.popularity import EVERYONE, Popularity, PopularityConfig
+from features.popularity import EVERYONE, ListTrust, Popularity, PopularityConfig, Shares
 from streaming.artefact import Artefact
 from streaming.errors import ConfigError
 
@@ -121,3 +121,83 @@ def test_merged_popularity_is_that_of_both_streams() -> None:
 def test_an_unknown_window_is_named() -> None:
     with pytest.raises(ConfigError, match="no window 'month': ask for week, day, hour"):
         Popularity(CONFIG).hot.top("month", 3)
+
+
+# Shares
+
+
+TRUST = ListTrust(window=4.0, cell=2.0)
+
+
+def shares(found: Popularity, *levels: list[int], prior: Shares | None = None) -> dict[int, float]:
+    items, parts = found.hot.shares(levels, TRUST, prior)
+    return dict(zip(items.tolist(), parts.tolist(), strict=True))
+
+
+def expected_share(
+    actions: list[tuple[int, int, int, int]], item: int, cells: list[int], window: int
+) -> float:
+    """The share of an item in the last of a chain of cells, by the formula, action by action."""
+    seconds = list(CONFIG.windows.values())[::-1]  # the longest first
+    *wider, cell = cells
+    faded = [(i, weight * math.exp(-(72 - hour) * 3_600 / seconds[window]))
+             for i, hour, weight, its in actions if cell in (EVERYONE, its)]  # fmt: skip
+    part, total = sum(w for i, w in faded if i == item), sum(w for _, w in faded)
+    if not faded:
+        return expected_share(actions, item, wider, window) if wider else 0.0
+    if window > 0:
+        part += TRUST.window * expected_share(actions, item, cells, window - 1)
+        total += TRUST.window
+    if wider:
+        part += TRUST.cell * expected_share(actions, item, wider, window)
+        total += TRUST.cell
+    return part / total
+
+
+@given(ACTIONS)
+def test_shares_lean_on_longer_windows_and_wider_cells(
+    actions: list[tuple[int, int, int, int]],
+) -> None:
+    found = taken(Popularity(PopularityConfig(length=8)), actions)
+    found.refresh(72 * HOUR)
+    for cells in ([EVERYONE], [EVERYONE, 5], [5], [EVERYONE, 5, 6]):
+        shown = shares(found, *([cell] for cell in cells))
+        for item, share in shown.items():
+            assert share == pytest.approx(expected_share(actions, item, cells, 2), rel=1e-6)
+        assert sum(shown.values()) == pytest.approx(1.0 if shown else 0.0)
+
+
+def test_a_cell_speaks_for_itself_the_sooner_the_more_is_done_in_it() -> None:
+    last = 0.0
+    for actions_in_5 in (1, 3, 30, 300):
+        found = popularity([(1, 72, 1, 6)] * 50 + [(2, 72, 1, 5)] * actions_in_5)
+        found.refresh(72 * HOUR)
+        share = shares(found, [EVERYONE], [5])[2]
+        assert last < share < 1.0
+        last = share
+    assert last > 0.99
+
+
+def test_a_cell_in_which_nothing_was_counted_leaves_the_shares_as_they_are() -> None:
+    found = popularity([(1, 70, 1, 5), (2, 71, 1, 5), (2, 71, 2, 6)])
+    found.refresh(72 * HOUR)
+    assert shares(found, [EVERYONE], [7]) == shares(found, [EVERYONE])
+    assert shares(found, [EVERYONE], [5, 7], [8]) == shares(found, [EVERYONE], [5])
+    assert shares(found, [7]) == shares(popularity([]), [EVERYONE]) == {}
+
+
+def test_a_cell_within_two_leans_on_both() -> None:
+    found = popularity([(1, 72, 1, 5), (2, 72, 1, 6)])
+    found.refresh(72 * HOUR)
+    both = shares(found, [EVERYONE], [5, 6])
+    assert both[1] == pytest.approx(both[2]) == pytest.approx(0.5)
+
+
+def test_a_prior_stands_above_the_lists() -> None:
+    found = popularity([(1, 72, 1, 5)])
+    found.refresh(72 * HOUR)
+    prior = np.array([1, 9]), np.array([0.25, 0.75])
+    shown = shares(found, [5], prior=prior)
+    assert shown[1] > 0.25
+    assert 0 < shown[9] < 0.75
+    assert shares(found, [7], prior=prior) == {1: 0.25, 9: 0.75}

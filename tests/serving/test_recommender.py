@@ -1,4 +1,4 @@
-"""The recommender: the model for who is known, popularity for who is not, never what was seen."""
+"""The recommender: what the sources propose, never what was seen, and who it was answered to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from features.batch import Jagged, Users
 from features.catalog import Catalog
+from features.definitions import USER_HISTORY
+from serving.cold_start import ColdStartConfig
 from serving.recommender import Answer, OnlineFeatures, Recommender
 from serving.replica import Replica
 from streaming.ids import stable_id
@@ -70,11 +72,19 @@ def test_a_known_user_without_a_model_gets_what_is_popular_and_not_seen(
 
 
 def test_a_known_user_gets_the_models_best(
-    recommender: Recommender, replica: Replica, version: Version, know: Know
+    replica: Replica,
+    catalog: Catalog,
+    online_features: OnlineFeatures,
+    version: Version,
+    know: Know,
 ) -> None:
     replica.take(version)
     history = ["i3", "i20"]
     know("u", history)
+    # Whose every action says more than all that is hot.
+    recommender = Recommender(
+        replica, catalog, online_features, ColdStartConfig(model_trust=1e-9, temperature=1.0)
+    )
     answer = recommender.recommend("u", 8)
 
     seen = np.array([stable_id(item) for item in history])
@@ -83,11 +93,26 @@ def test_a_known_user_gets_the_models_best(
     )
     with replica.reading() as served:
         assert served is not None
-        ids, scores = served.retrieve(users, 8, seen)
-    assert [stable_id(item) for item in names(answer)] == ids.tolist()
-    assert [one.score for one in answer.items] == scores.tolist()
+        ids, scores = served.retrieve(users, 30, np.empty(0, np.int64))
+    expected = dict(zip(ids.tolist(), np.exp(scores) / np.exp(scores).sum(), strict=True))
+    best = [item for item in ids.tolist() if item not in seen][:8]
+    assert [stable_id(item) for item in names(answer)] == best
+    assert [one.score for one in answer.items] == pytest.approx([expected[i] for i in best])
     assert sources(answer) == ["two_tower"] * 8
     assert answer.version == version.info
+
+
+def test_an_answer_tells_what_was_read_of_whom(
+    recommender: Recommender, know: Know, feature_rows: Rows
+) -> None:
+    know("u", ["i3", "i20"])
+    answer = recommender.recommend("u", 2)
+    assert answer.user == stable_id("u")
+    assert answer.read == {**USER_HISTORY.defaults, **feature_rows["user_history", answer.user]}
+    stranger = recommender.recommend("stranger", 2)
+    assert (stranger.user, stranger.read) == (stable_id("stranger"), USER_HISTORY.defaults)
+    nobody = recommender.similar("i1", 2)
+    assert (nobody.user, nobody.read) == (-1, {})
 
 
 def test_a_history_is_read_in_its_order(
@@ -133,11 +158,13 @@ def test_places_that_the_model_cannot_fill_go_to_what_is_popular(
 ) -> None:
     replica.take(random_version(item_ids[20:24]))
     know("u", ["i0", "i21"])
-    answer = recommender.recommend("u", 6)
-    assert sources(answer) == ["two_tower"] * 3 + ["popular"] * 3
-    assert set(names(answer)[:3]) == {"i20", "i22", "i23"}
-    assert names(answer)[3:] == ["i1", "i2", "i3"]
-    assert [one.score for one in answer.items[3:]] == [0.0] * 3
+    answer = recommender.recommend("u", 12)
+    assert set(names(answer)) >= {"i20", "i22", "i23"}  # the model's
+    assert set(names(answer)) >= {f"i{n}" for n in range(1, 10)}  # what is popular
+    assert len(answer.items) == 12
+    answer = recommender.recommend("u", 14)
+    assert sources(answer)[12:] == ["popular"] * 2  # and what nobody has acted upon
+    assert [one.score for one in answer.items[12:]] == [0.0] * 2
 
 
 def test_an_item_the_catalog_does_not_know_yet_leaves_its_place_to_another(
@@ -212,7 +239,10 @@ def test_for_an_item_nobody_knows_what_is_popular_is_shown(
     assert answer.version == (version.info if published else None)
 
 
-def test_without_a_model_an_item_is_not_similar_to_itself(
-    recommender: Recommender, item_names: list[str]
+def test_without_a_model_an_item_is_similar_to_what_says_the_same(
+    recommender: Recommender,
 ) -> None:
-    assert names(recommender.similar("i0", 3)) == item_names[1:4]
+    answer = recommender.similar("i0", 500)
+    assert sorted(names(answer)) == sorted(f"i{n}" for n in range(1, 30))  # never to itself
+    assert sources(answer)[0] == "content"
+    assert answer.version is None

@@ -1,0 +1,289 @@
+"""Who and what is new: the sources of candidates, and how they are weighed against each other.
+
+Every source tells of the items that it proposes what part of the user's actions to come it expects
+on each: a *share*. Shares of several sources are pooled linearly, by how much is known behind each
+of them, in units of one action of this user: the model has his n actions, and what is hot among
+people like him counts as much as `model_trust` actions. So the model takes over as
+
+    n / (n + model_trust)
+
+with every action a little, and there is no moment at which another list is shown. It is the formula
+by which a hot list of few actions leans on a wider one (`HotLists.shares`) and a new item's own
+vector on those of its neighbours (`features.content.evidence`); for language models, Jelinek and
+Mercer's interpolation with the weights of MacKay and Peto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from features.batch import Ids, Users
+from features.catalog import Catalog
+from features.content import evidence, handed_over, mean_vectors
+from features.newcomers import Young
+from features.popularity import HotLists, ListTrust, Shares
+from serving.replica import Asked, ServedModel
+from streaming.kernels import EMPTY
+from trainers.versions import VersionInfo
+
+Floats = NDArray[np.float64]
+POPULAR, HOT, INTERESTS, NEW, CONTENT = "popular", "hot", "interests", "new", "content"
+MODEL = "model"  # an opinion: the source has the model's own name
+_REMEMBERED = 1_000  # kinds of people, or of likings
+
+
+@dataclass(frozen=True)
+class ColdStartConfig:
+    """How candidates are found and weighed.
+
+    `model_trust` and `interests_trust` are the actions that hot lists and declared interests count
+    as much as; `vector_trust` those on a new item that its neighbours do, if they are just like
+    it. `lists` says how fast a hot list speaks for itself. The shares of new items are multiplied
+    by `newcomers`: over 1 shows more of them than the model believes in. Every source proposes at
+    most `candidates` items, the model as many as are asked for if that is more. `temperature` turns
+    scores into shares where the version does not say with which one it was trained.
+    """
+
+    model_trust: PositiveFloat = 3.0
+    interests_trust: NonNegativeFloat = 3.0
+    vector_trust: PositiveFloat = 10.0
+    lists: ListTrust = field(default_factory=ListTrust)
+    newcomers: NonNegativeFloat = 1.0
+    candidates: PositiveInt = 200
+    temperature: PositiveFloat = 0.07
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request: what is known of the user, and the version that answers, if there is one.
+
+    `count` items are wanted, and the `hidden` will not be shown; `interests` were declared. Scores
+    of the version become shares by a softmax at `temperature`.
+    """
+
+    users: Users
+    hidden: Ids
+    interests: Sequence[str]
+    count: int
+    served: ServedModel | None
+    temperature: float
+
+    @property
+    def user(self) -> int:
+        return int(self.users.ids[0])
+
+    @property
+    def known_actions(self) -> int:
+        return len(self.users.history.values)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What the version makes of the user; there must be one."""
+        if self.served is None:
+            raise RuntimeError("there is no version yet that could be asked")
+        return self.served.ask(self.users)
+
+    def softmax(self, scores: NDArray[np.float32]) -> Floats:
+        """Scores (n,) as shares of what the version expects of all its items."""
+        shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - self._total)
+        return shares
+
+    @cached_property
+    def _total(self) -> float:
+        return self.asked.total(self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What a source proposes: items (n,), distinct, with their shares (n,).
+
+    `source` is one of a few names, for metrics. The shares are part of an `opinion`, which counts
+    as much as `weight` actions of the user; sources that share one propose different items.
+    """
+
+    source: str
+    items: Ids
+    shares: Floats
+    opinion: str
+    weight: float
+
+
+# None if it has nothing to say of this visit. It may propose what is hidden, if there is room for
+# that: who answers leaves it out.
+Source = Callable[[Visit], Proposals | None]
+
+
+def pooled(proposals: Sequence[Proposals]) -> tuple[Ids, Floats, list[str]]:
+    """Every proposed item, best first, its pooled share, and the source of the largest part of it.
+
+    Of equal shares the smaller id comes first.
+
+    >>> model = Proposals("two_tower", np.array([7, 8]), np.array([0.5, 0.2]), "model", 3.0)
+    >>> hot = Proposals("popular", np.array([8, 9]), np.array([0.8, 0.1]), "hot", 1.0)
+    >>> pooled([model, hot])
+    (array([7, 8, 9]), array([0.375, 0.35 , 0.025]), ['two_tower', 'popular', 'popular'])
+    """
+    if not proposals:
+        return np.empty(0, np.int64), np.empty(0), []
+    total = sum({one.opinion: one.weight for one in proposals}.values())
+    items, place = np.unique(np.concatenate([one.items for one in proposals]), return_inverse=True)
+    parts = np.zeros((len(proposals), len(items)))
+    start = 0
+    for part, one in zip(parts, proposals, strict=True):
+        end = start + len(one.items)
+        part[place[start:end]] = one.weight / total * one.shares
+        start = end
+    shares = parts.sum(axis=0)
+    order = np.argsort(-shares, kind="stable")
+    largest = parts.argmax(axis=0)[order].tolist()
+    return items[order], shares[order], [proposals[j].source for j in largest]
+
+
+class FromModel:
+    """The best items by the newest version's scores, as the softmax that it was trained with.
+
+    It knows nothing of who has done nothing yet. Items that are new are left to `FromNew`.
+    """
+
+    def __init__(self, config: ColdStartConfig, new: FromNew) -> None:
+        self._config = config
+        self._new = new
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        if visit.served is None or not visit.known_actions:
+            return None
+        hidden = np.concatenate([visit.hidden, self._new.vectors(visit.served).items])
+        count = max(self._config.candidates, visit.count)
+        items, scores = visit.served.best(visit.asked, count, hidden)
+        shares = visit.softmax(scores)
+        return Proposals(visit.served.info.model, items, shares, MODEL, visit.known_actions)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstVectors:
+    """Items (n,) that are new, and the vectors (n, d) with which they are scored."""
+
+    items: Ids
+    vectors: NDArray[np.float32]
+
+
+class FromNew:
+    """New items, scored by what they are like until enough is known of themselves.
+
+    Such an item need not be in the version: it is one of what it is like.
+    """
+
+    def __init__(self, config: ColdStartConfig, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._made: tuple[VersionInfo, Young, FirstVectors] | None = None
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        if visit.served is None or not visit.known_actions:
+            return None
+        new = self.vectors(visit.served)
+        if not len(new.items):
+            return None
+        shares = self._config.newcomers * visit.softmax(visit.asked.scores_of(new.vectors))
+        return Proposals(NEW, new.items, shares, MODEL, visit.known_actions)
+
+    def vectors(self, served: ServedModel) -> FirstVectors:
+        """The vectors of new items in a version: made once for each, by who asks first."""
+        made, young = self._made, self._catalog.young
+        if made is None or made[0] is not served.info or made[1] is not young:
+            made = served.info, young, self._make(served, young)
+            self._made = made
+        return made[2]
+
+    def _make(self, served: ServedModel, young: Young) -> FirstVectors:
+        learnt, known = served.vectors(young.items)
+        theirs, there = served.vectors(young.neighbours.ravel())
+        rows = np.where(there, np.arange(len(there)), EMPTY).reshape(young.neighbours.shape)
+        first, similarity = mean_vectors(rows, young.similarity, theirs)
+        # A mean is shorter than what it is made of, and so would be liked by nobody very much.
+        lengths = np.linalg.norm(theirs, axis=1, keepdims=True)
+        length, _ = mean_vectors(rows, young.similarity, lengths)
+        first *= length / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-9)
+        actions = np.where(known, young.actions, 0)
+        vectors = handed_over(
+            first, learnt, evidence(actions, similarity, self._config.vector_trust)
+        )
+        alike = similarity > 0
+        return FirstVectors(young.items[alike], vectors[alike])
+
+
+class _Remembered:
+    """The `count` largest shares by hot lists, kept until those change: many people are of one
+    kind, and many like the same.
+    """
+
+    def __init__(self, catalog: Catalog, count: int) -> None:
+        self._catalog = catalog
+        self._count = count
+        self._kept: tuple[HotLists, dict[str, Shares]] = catalog.hot, {}
+
+    def get(self, key: object, make: Callable[[], Shares]) -> Shares:
+        hot = self._catalog.hot
+        if self._kept[0] is not hot:
+            self._kept = hot, {}
+        kept, name = self._kept[1], repr(key)
+        found = kept.get(name)
+        if found is None:
+            items, shares = make()
+            best = np.argsort(-shares, kind="stable")[: self._count]
+            found = items[best], shares[best]
+            if len(kept) < _REMEMBERED:
+                kept[name] = found
+        return found
+
+
+class FromHot:
+    """What is hot now with people of the user's kind, or with everyone if that is not known."""
+
+    def __init__(self, config: ColdStartConfig, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._shares = _Remembered(catalog, config.candidates)
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        cells = self._catalog.cells(visit.user)
+        items, shares = self._shares.get(
+            cells, lambda: self._catalog.hot_for(cells, self._config.lists)
+        )
+        if not len(items):
+            return None
+        source = HOT if len(cells) > 1 else POPULAR
+        return Proposals(source, items, shares, HOT, self._config.model_trust)
+
+
+class FromInterests:
+    """What is hot in, or at least is of, what the user said to like at sign-up."""
+
+    def __init__(self, config: ColdStartConfig, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._shares = _Remembered(catalog, config.candidates)
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        said = visit.interests
+        if not said:
+            return None
+        items, shares = self._shares.get(
+            said,
+            lambda: self._catalog.of_interest(said, self._config.lists, self._config.candidates),
+        )
+        if not len(items):
+            return None
+        return Proposals(INTERESTS, items, shares, INTERESTS, self._config.interests_trust)
+
+
+def all_sources(config: ColdStartConfig, catalog: Catalog) -> list[Source]:
+    """All of them."""
+    new = FromNew(config, catalog)
+    return [FromModel(config, new), new, FromHot(config, catalog), FromInterests(config, catalog)]
