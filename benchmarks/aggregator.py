@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def run(report: Callable[[str], None]) -> dict[str, float]:
             execute=push,
             redo=store.keep_back,
             flush=store.flush,
-            config=recipe.loop,
+            config=replace(recipe.loop, background=True),
         )
         spawn = multiprocessing.get_context("spawn")
         producer = spawn.Process(target=_produce, args=(home.path / "log.db",))

@@ -13,7 +13,7 @@ from features.definitions import SAMPLE_FEATURES
 from features.history_columns import sample_columns
 from features.text import word_ids
 from streaming.artefact import Artefact
-from streaming.errors import ArtefactError, ConfigError
+from streaming.errors import ConfigError
 from streaming.event_columns import (
     ACTION,
     MOMENT,
@@ -184,20 +184,22 @@ class Behaviour:
         """The event time of the newest action or search of each user (µs), 0 for none."""
         return np.maximum(self._actions.newest_us(users), self._searches.newest_us(users))
 
-    def tables(self) -> dict[str, pa.Table]:
-        """All of the state, who acted longest ago first."""
+    def mark(self) -> tuple[int, int]:
+        """A cursor on what has changed so far, for `tables`."""
+        return self._actions.mark(), self._searches.mark()
+
+    def tables(self, since: tuple[int, int] | None = None) -> dict[str, pa.Table]:
+        """All of the state, or what changed of it after a mark, as `Rings.tables` has it."""
+        acted, searched = since or (None, None)
         return {
-            "behaviour": self._actions.table(),
-            "behaviour-searches": self._searches.table(),
+            **self._actions.tables("behaviour", acted),
+            **self._searches.tables("behaviour-searches", searched),
             "behaviour-kinds": pa.table({"kind": pa.array(self._config.kinds, pa.string())}),
         }
 
     def _restore(self, shards: Mapping[str, pa.Table]) -> None:
-        lacks = set(ACTION.names or ()) - set(shards["behaviour"].column_names)
-        if lacks or "behaviour-kinds" not in shards:
-            raise ArtefactError("the saved state has less of each action than is kept now, as an"
-                                " older release left it: start over with"
-                                " `headrace run --fresh`")  # fmt: skip
+        self._actions.restore("behaviour", shards)
+        self._searches.restore("behaviour-searches", shards)
         saved = tuple(shards["behaviour-kinds"]["kind"].to_pylist())
         if self._config.kinds[: len(saved)] != saved:
             raise ConfigError(
@@ -205,5 +207,3 @@ class Behaviour:
                 f" ({', '.join(saved)}): keep those and add new ones at the end, or start over"
                 " with `headrace run --fresh`"
             )
-        self._actions.restore(shards["behaviour"])
-        self._searches.restore(shards["behaviour-searches"])

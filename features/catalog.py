@@ -152,7 +152,8 @@ class Catalog:
         return []
 
     def on_time(self, now_us: int) -> list[object]:
-        if self._changes and now_us >= self._refresh_due_us:
+        waiting = self._changes or self._newcomers.pending
+        if waiting and now_us >= self._refresh_due_us:
             self._refresh()
             self._refresh_due_us = now_us + _REFRESHED_US
         return []

@@ -210,6 +210,10 @@ ITEM_STATISTICS = View(
             "sum of rewards, each faded by the actions after it, in units of one action now",
             0.0,
         ),
+        Feature("ctr", pa.float64(), "clicks of impressions, drawn towards those of all items"),
+        Feature(
+            "coec", pa.float64(), "clicks over what the positions it was shown at promise", 1.0
+        ),
     ),
 )
 VIEWS = (USER_HISTORY, USER_PASSED_OVER, ITEM_STATISTICS)
@@ -247,7 +251,7 @@ def default_text(feature: Feature) -> str:
     """A default as people say it.
 
     >>> [default_text(feature) for feature in ITEM_STATISTICS.features]
-    ['0', 'unknown', '0.0']
+    ['0', 'unknown', '0.0', 'unknown', '1.0']
     """
     if feature.default is None:
         return "unknown"

@@ -16,6 +16,7 @@ from streaming.kernels import EMPTY
 
 Ids = NDArray[np.int64]
 _SEARCHED = 3  # times as many neighbours as are wanted: those that are young themselves do not help
+_AT_ONCE = 128  # items that are searched for in one refresh, which others wait for
 _LARGER = 1.25  # a catalog that has become so much larger may have neighbours for who had none
 
 
@@ -26,8 +27,8 @@ class NewcomersConfig:
     """
 
     days: PositiveFloat = 30.0
-    actions: PositiveInt = 20
-    most: PositiveInt = 200
+    actions: PositiveInt = 50
+    most: PositiveInt = 1_000
     neighbours: PositiveInt = 20
 
 
@@ -60,7 +61,8 @@ class Newcomers:
 
     `young` is replaced whole by `refresh`: other threads may read it at any time. Neighbours are
     searched for once: again only if an item says something else of itself, or if none was of use
-    and the catalog has grown.
+    and the catalog has grown. Where many items are new at once, some are `pending`, and have no
+    neighbours until another refresh.
     """
 
     def __init__(self, config: NewcomersConfig, state: pa.Table | None = None) -> None:
@@ -68,6 +70,7 @@ class Newcomers:
         self._items = np.empty(0, np.int64)  # the oldest first
         self._since_us = np.empty(0, np.int64)
         self._alike: dict[int, _Alike] = {}
+        self.pending = 0
         nobody = np.empty((0, config.neighbours), np.int64)
         self.young = Young(self._items, self._items, nobody, nobody.astype(np.float32))
         if state is not None:
@@ -111,12 +114,15 @@ class Newcomers:
         """What is most like each item, (n, k), searched for where it is not known."""
         count = _SEARCHED * self._config.neighbours
         unknown = np.array([i for i in items.tolist() if i not in self._alike], np.int64)
+        self.pending = max(0, len(unknown) - _AT_ONCE)
         if len(unknown):
-            found, similarity = content.neighbours(unknown, count)
-            for item, theirs, like in zip(unknown.tolist(), found, similarity, strict=True):
+            found, similarity = content.neighbours(unknown[:_AT_ONCE], count)
+            for item, theirs, like in zip(unknown.tolist(), found, similarity, strict=False):
                 self._alike[item] = _Alike(theirs, like, len(content))
-        self._alike = {item: self._alike[item] for item in items.tolist()}  # the others grew up
-        kept = self._alike.values()
+        nothing = _Alike(np.full(count, EMPTY), np.zeros(count, np.float32), len(content))
+        kept = [self._alike.get(item, nothing) for item in items.tolist()]
+        among = set(items.tolist())  # the others grew up
+        self._alike = {item: alike for item, alike in self._alike.items() if item in among}
         return (
             np.array([one.items for one in kept], np.int64).reshape(len(items), count),
             np.array([one.similarity for one in kept], np.float32).reshape(len(items), count),
@@ -125,5 +131,5 @@ class Newcomers:
     def _search_again(self, items: Ids, among: int) -> None:
         """Forgets what was found for items that it does not help, if there may be more now."""
         for item in items.tolist():
-            if among > _LARGER * self._alike[item].among:
+            if item in self._alike and among > _LARGER * self._alike[item].among:
                 del self._alike[item]

@@ -46,8 +46,8 @@ class ListTrust:
     were no actions at all, the `content` of the items.
     """
 
-    window: PositiveFloat = 1_000.0
-    cell: PositiveFloat = 2_000.0
+    window: PositiveFloat = 20_000.0
+    cell: PositiveFloat = 20_000.0
     content: PositiveFloat = 10.0
 
 

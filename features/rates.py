@@ -109,6 +109,10 @@ class SmoothedRates:
         found: Floats = (successes + self.prior.a) / (trials + self.prior.a + self.prior.b)
         return found
 
+    def newest_us(self, keys: Ids) -> Ids:
+        """The event time of the newest event of each key, (n,), 0 for an unknown one."""
+        return self._sums.newest_us(keys)
+
     def merge(self, other: SmoothedRates) -> None:
         """Adds what another one counted, and fits the prior to it all as of the newest event."""
         self._sums.merge(other._sums)

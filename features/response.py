@@ -35,12 +35,13 @@ class ResponseConfig:
 
 @dataclass(frozen=True, slots=True)
 class ResponseColumns:
-    """Of n items, each column (n,): the CTR, drawn towards that of all items, and the COEC, where 1
-    is what its positions promise.
+    """Of n items, each column (n,): the CTR, drawn towards that of all items, the COEC, where 1 is
+    what its positions promise, and the event time of the newest impression or click, 0 for none.
     """
 
     ctr: Floats
     coec: Floats
+    newest_us: Ids
 
 
 class ItemResponse:
@@ -76,7 +77,11 @@ class ItemResponse:
 
     def columns(self, items: Ids, at_us: int) -> ResponseColumns:
         """The figures of many items as of a time that is not past."""
-        return ResponseColumns(self._rates.get(items, at_us), self._coec.get(items, at_us))
+        return ResponseColumns(
+            self._rates.get(items, at_us),
+            self._coec.get(items, at_us),
+            self._rates.newest_us(items),
+        )
 
     def tables(self) -> dict[str, pa.Table]:
         """All of the state."""

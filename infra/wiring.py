@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.home import Home
@@ -67,7 +68,7 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
         execute=store.push,
         redo=store.keep_back,
         flush=store.flush,
-        config=recipe.loop,
+        config=replace(recipe.loop, background=True),
     )
 
 

@@ -2,15 +2,17 @@
 
 Every source tells of the items that it proposes what part of the user's actions to come it expects
 on each: a *share*. Shares of several sources are pooled linearly, by how much is known behind each
-of them, in units of one action of this user: the model has his n actions, and what is hot among
-people like him counts as much as `model_trust` actions. So the model takes over as
+of them. The model is asked twice: by the user's n actions, which counts as
 
-    n / (n + model_trust)
+    (n / model_trust) ** 2
 
-with every action a little, and there is no moment at which another list is shown. It is the formula
-by which a hot list of few actions leans on a wider one (`HotLists.shares`) and a new item's own
-vector on those of its neighbours (`features.content.evidence`); for language models, Jelinek and
-Mercer's interpolation with the weights of MacKay and Peto.
+and as if he had done nothing yet, which counts as 1 once it has learnt much: it knows what
+everybody did first, and after one or two actions that says more than these. What is hot counts as
+`hot_trust`. So what the user does takes over a little with every action, and there is no moment at
+which another list is shown. It is the formula by which a hot list of few actions leans on a wider
+one (`HotLists.shares`) and a new item's own vector on those of its neighbours
+(`features.content.evidence`); for language models, Jelinek and Mercer's interpolation with the
+weights of MacKay and Peto.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from features.batch import Ids, Users
+from features.batch import Ids, Jagged, Users
 from features.catalog import Catalog
 from features.content import evidence, handed_over, mean_vectors
 from features.newcomers import Young
@@ -34,7 +36,8 @@ from trainers.versions import VersionInfo
 
 Floats = NDArray[np.float64]
 POPULAR, HOT, INTERESTS, NEW, CONTENT = "popular", "hot", "interests", "new", "content"
-MODEL = "model"  # an opinion: the source has the model's own name
+MODEL, FIRST = "model", "first"  # opinions: the sources have the model's own name
+_LONG_KNOWN = 10  # times the trust: what is expected of anybody is 1% then
 _REMEMBERED = 1_000  # kinds of people, or of likings
 
 
@@ -42,19 +45,23 @@ _REMEMBERED = 1_000  # kinds of people, or of likings
 class ColdStartConfig:
     """How candidates are found and weighed.
 
-    `model_trust` and `interests_trust` are the actions that hot lists and declared interests count
-    as much as; `vector_trust` those on a new item that its neighbours do, if they are just like
-    it. `lists` says how fast a hot list speaks for itself. The shares of new items are multiplied
-    by `newcomers`: over 1 shows more of them than the model believes in. Every source proposes at
-    most `candidates` items, the model as many as are asked for if that is more. `temperature` turns
-    scores into shares where the version does not say with which one it was trained.
+    After `model_trust` actions of a user the model believes in them as much as in what it expects
+    of anybody, in which it believes by half after `first_trust` samples; hot lists and declared
+    interests count as `hot_trust` and `interests_trust` of that. `vector_trust` are the actions on
+    a new item that its neighbours count as much as, if they are just like it. `lists` says how fast
+    a hot list speaks for itself. The shares of new items are multiplied by `newcomers`: over 1
+    shows more of them than the model believes in. Every source proposes at most `candidates` items,
+    the model as many as are asked for if that is more. `temperature` turns scores into shares where
+    the version does not say with which one it was trained.
     """
 
-    model_trust: PositiveFloat = 3.0
-    interests_trust: NonNegativeFloat = 3.0
-    vector_trust: PositiveFloat = 10.0
+    model_trust: PositiveFloat = 5.0
+    first_trust: PositiveFloat = 50_000.0
+    hot_trust: PositiveFloat = 1.0
+    interests_trust: NonNegativeFloat = 1.0
+    vector_trust: PositiveFloat = 0.1
     lists: ListTrust = field(default_factory=ListTrust)
-    newcomers: NonNegativeFloat = 1.0
+    newcomers: NonNegativeFloat = 2.0
     candidates: PositiveInt = 200
     temperature: PositiveFloat = 0.07
 
@@ -85,18 +92,24 @@ class Visit:
     @cached_property
     def asked(self) -> Asked:
         """What the version makes of the user; there must be one."""
-        if self.served is None:
-            raise RuntimeError("there is no version yet that could be asked")
-        return self.served.ask(self.users)
-
-    def softmax(self, scores: NDArray[np.float32]) -> Floats:
-        """Scores (n,) as shares of what the version expects of all its items."""
-        shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - self._total)
-        return shares
+        return self._ask(self.users)
 
     @cached_property
-    def _total(self) -> float:
-        return self.asked.total(self.temperature)
+    def asked_first(self) -> Asked:
+        """What the version expects of the user as if he had done nothing yet."""
+        nothing = Jagged(np.empty(0, np.int64), np.zeros(2, np.int64))
+        return self._ask(Users(self.users.ids, nothing, np.empty(0, np.float32)))
+
+    def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
+        """Scores (n,) as shares of what the version expects of all its items."""
+        total = asked.total(self.temperature)
+        shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - total)
+        return shares
+
+    def _ask(self, users: Users) -> Asked:
+        if self.served is None:
+            raise RuntimeError("there is no version yet that could be asked")
+        return self.served.ask(users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +158,54 @@ def pooled(proposals: Sequence[Proposals]) -> tuple[Ids, Floats, list[str]]:
     return items[order], shares[order], [proposals[j].source for j in largest]
 
 
+Expected = tuple[str, Asked, float]  # an opinion of the model, what it says, its weight
+Expects = Callable[[Visit], Expected | None]
+
+
+def of_what_he_did(config: ColdStartConfig) -> Expects:
+    """The model's opinion of a user who did something."""
+
+    def expects(visit: Visit) -> Expected | None:
+        if visit.served is None or not visit.known_actions:
+            return None
+        return MODEL, visit.asked, (visit.known_actions / config.model_trust) ** 2
+
+    return expects
+
+
+def of_anybody(config: ColdStartConfig) -> Expects:
+    """The model's opinion of who is new: it has learnt what everybody did first."""
+
+    def expects(visit: Visit) -> Expected | None:
+        if visit.served is None or visit.known_actions > _LONG_KNOWN * config.model_trust:
+            return None
+        learnt = visit.served.info.metrics.get("samples", 0.0)
+        return FIRST, visit.asked_first, learnt / (learnt + config.first_trust)
+
+    return expects
+
+
 class FromModel:
     """The best items by the newest version's scores, as the softmax that it was trained with.
 
-    It knows nothing of who has done nothing yet. Items that are new are left to `FromNew`.
+    Items that are new are left to `FromNew`.
     """
 
-    def __init__(self, config: ColdStartConfig, new: FromNew) -> None:
+    def __init__(self, config: ColdStartConfig, new: NewVectors, expects: Expects) -> None:
         self._config = config
         self._new = new
+        self._expects = expects
 
     def __call__(self, visit: Visit) -> Proposals | None:
-        if visit.served is None or not visit.known_actions:
+        expected = self._expects(visit)
+        if visit.served is None or expected is None:
             return None
-        hidden = np.concatenate([visit.hidden, self._new.vectors(visit.served).items])
+        opinion, asked, weight = expected
+        hidden = np.concatenate([visit.hidden, self._new.get(visit.served).items])
         count = max(self._config.candidates, visit.count)
-        items, scores = visit.served.best(visit.asked, count, hidden)
-        shares = visit.softmax(scores)
-        return Proposals(visit.served.info.model, items, shares, MODEL, visit.known_actions)
+        items, scores = visit.served.best(asked, count, hidden)
+        shares = visit.softmax(asked, scores)
+        return Proposals(visit.served.info.model, items, shares, opinion, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,28 +216,15 @@ class FirstVectors:
     vectors: NDArray[np.float32]
 
 
-class FromNew:
-    """New items, scored by what they are like until enough is known of themselves.
-
-    Such an item need not be in the version: it is one of what it is like.
-    """
+class NewVectors:
+    """The vectors of new items in a version: made once for each, by who asks first."""
 
     def __init__(self, config: ColdStartConfig, catalog: Catalog) -> None:
         self._config = config
         self._catalog = catalog
         self._made: tuple[VersionInfo, Young, FirstVectors] | None = None
 
-    def __call__(self, visit: Visit) -> Proposals | None:
-        if visit.served is None or not visit.known_actions:
-            return None
-        new = self.vectors(visit.served)
-        if not len(new.items):
-            return None
-        shares = self._config.newcomers * visit.softmax(visit.asked.scores_of(new.vectors))
-        return Proposals(NEW, new.items, shares, MODEL, visit.known_actions)
-
-    def vectors(self, served: ServedModel) -> FirstVectors:
-        """The vectors of new items in a version: made once for each, by who asks first."""
+    def get(self, served: ServedModel) -> FirstVectors:
         made, young = self._made, self._catalog.young
         if made is None or made[0] is not served.info or made[1] is not young:
             made = served.info, young, self._make(served, young)
@@ -216,6 +246,29 @@ class FromNew:
         )
         alike = similarity > 0
         return FirstVectors(young.items[alike], vectors[alike])
+
+
+class FromNew:
+    """New items, scored by what they are like until enough is known of themselves.
+
+    Such an item need not be in the version: it is one of what it is like.
+    """
+
+    def __init__(self, config: ColdStartConfig, new: NewVectors, expects: Expects) -> None:
+        self._config = config
+        self._new = new
+        self._expects = expects
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        expected = self._expects(visit)
+        if visit.served is None or expected is None:
+            return None
+        new = self._new.get(visit.served)
+        if not len(new.items):
+            return None
+        opinion, asked, weight = expected
+        shares = self._config.newcomers * visit.softmax(asked, asked.scores_of(new.vectors))
+        return Proposals(NEW, new.items, shares, opinion, weight)
 
 
 class _Remembered:
@@ -259,7 +312,7 @@ class FromHot:
         if not len(items):
             return None
         source = HOT if len(cells) > 1 else POPULAR
-        return Proposals(source, items, shares, HOT, self._config.model_trust)
+        return Proposals(source, items, shares, HOT, self._config.hot_trust)
 
 
 class FromInterests:
@@ -285,5 +338,8 @@ class FromInterests:
 
 def all_sources(config: ColdStartConfig, catalog: Catalog) -> list[Source]:
     """All of them."""
-    new = FromNew(config, catalog)
-    return [FromModel(config, new), new, FromHot(config, catalog), FromInterests(config, catalog)]
+    sources: list[Source] = []
+    new = NewVectors(config, catalog)
+    for expects in (of_what_he_did(config), of_anybody(config)):
+        sources += [FromModel(config, new, expects), FromNew(config, new, expects)]
+    return [*sources, FromHot(config, catalog), FromInterests(config, catalog)]

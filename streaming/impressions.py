@@ -237,7 +237,7 @@ class Impressions:
             "impressions-waiting": _table(self._waiting[:waiters]),
             "impressions-histories": _table(self._histories[:histories]),
             **{f"impressions-{name}": self._kept_table(name, histories) for name in _KEPT},
-            "impressions-passed-over": self._passed_over.table(),
+            **self._passed_over.tables("impressions-passed-over"),
             "impressions-labels": self._labels_table(),
             "impressions-meta": pa.table({"meta": self._meta.copy()}),
             "impressions-queues": pa.table({"ends": self._queues.flatten()}),
@@ -293,7 +293,7 @@ class Impressions:
         self._make_room(0)
         for name, records in zip(_KEPT, self._kept, strict=True):
             self._restore_kept(name, records, shards[f"impressions-{name}"])
-        self._passed_over.restore(shards["impressions-passed-over"])
+        self._passed_over.restore("impressions-passed-over", shards)
         fill_maps(self._state())
 
     def _restore_kept(self, name: str, records: NDArray[Any], contents: pa.Table) -> None:

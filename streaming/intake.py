@@ -45,12 +45,9 @@ class Intake:
         return fresh
 
     def snapshot(self) -> pa.Table:
-        oldest = self._taken % len(self._ring)
-        in_order = (
-            self._ring[: self._taken]
-            if self._taken < len(self._ring)
-            else np.concatenate([self._ring[oldest:], self._ring[:oldest]])
-        )
+        """The ids, oldest first; the table shares no memory with the intake."""
+        size = min(self._taken, len(self._ring))
+        in_order = self._ring[np.arange(self._taken - size, self._taken) % len(self._ring)]
         return pa.table({"event": pa.array(in_order, pa.int64())})
 
     def restore(self, table: pa.Table) -> None:

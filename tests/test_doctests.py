@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 
-EXAMPLES_AT_LEAST = {"streaming": 3, "features": 1, "trainers": 1}
+EXAMPLES_AT_LEAST = {"streaming": 3, "features": 1, "trainers": 1, "serving": 1}
 
 
 def modules(floor: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,6 +74,8 @@ class FeastStore:
         self._views = {view.name: view for view in self._contents.feature_views}
         self._kept_back: dict[str, list[pa.Table]] = {name: [] for name in self._declared}
         self._freshness = Freshness()
+        self._merger = ThreadPoolExecutor(1, "offline-parts")
+        self._merging: Future[None] | None = None
 
     def plan(self) -> list[Change]:
         """What `apply` would do, by Feast's own comparison; empty where all is as declared.
@@ -169,8 +172,20 @@ class FeastStore:
                     self._views[name], pa.concat_tables(tables)
                 )
                 tables.clear()
-                merge_parts(self._root / "offline" / name)
+        self._merge_in_the_background()
         self._freshness.save(self._root)
+
+    def _merge_in_the_background(self) -> None:
+        """Files are merged while others are pushed; if that failed, the next flush says so."""
+        if self._merging is not None and not self._merging.done():
+            return
+        if self._merging is not None:
+            self._merging.result()
+        self._merging = self._merger.submit(self._merge)
+
+    def _merge(self) -> None:
+        for name in self._declared:
+            merge_parts(self._root / "offline" / name)
 
     @property
     def freshness(self) -> Freshness:

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streaming.disk import make_durable
+
 
 def write_part(directory: Path, table: pa.Table) -> None:
     """One more Parquet file, there whole or not at all."""
@@ -57,3 +59,4 @@ def _write(path: Path, table: pa.Table) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     aside.rename(path)
+    make_durable({path.parent})

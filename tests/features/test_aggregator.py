@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,19 +14,22 @@ from hypothesis import strategies as st
 from features.aggregator import Aggregator, AggregatorConfig, Push
 from features.behaviour import BehaviourConfig
 from features.definitions import EVENT_TIME, ITEM_STATISTICS, USER_HISTORY, View
-from streaming.artefact import Artefact
+from streaming.artefact import Artefact, read_manifest
+from streaming.cuts import CutDirectory, merge
 from streaming.events import EventRules
+from streaming.file_log import FileLog
 from streaming.ids import stable_id
-from streaming.log import Record
+from streaming.log import EVENTS, Append, Record
+from streaming.loop import Incremental, Loop, LoopConfig
 
 AsRecords = Callable[..., list[Record]]
 START_US = 1_672_531_200_000_000  # 2023-01-01, where the events of these tests begin
 SECOND = 1_000_000
 
 
-def aggregator(state: Artefact | None = None) -> Aggregator:
+def aggregator(state: Artefact | None = None, users: int = 99) -> Aggregator:
     config = AggregatorConfig(popularity_half_life=4, remembered_events=8)
-    return Aggregator(config, EventRules(), BehaviourConfig(length=3), state)
+    return Aggregator(config, EventRules(), BehaviourConfig(length=3, users=users), state)
 
 
 def rate(user: str, item: str, value: float = 4.0, **more: Any) -> dict[str, Any]:
@@ -147,13 +151,22 @@ def test_the_time_of_an_entity_never_goes_back_when_events_come_late(
         assert times == sorted(times)
 
 
+EVENT_IDS = st.sampled_from([f"e{n}" for n in range(30)])
 STREAM = st.lists(
     st.builds(
         rate,
         st.sampled_from("uvw"),
         st.sampled_from("abc"),
         st.sampled_from([2.0, 3.0, 4.5]),
-        event_id=st.sampled_from([f"e{n}" for n in range(30)]),
+        event_id=EVENT_IDS,
+    )
+    | st.fixed_dictionaries(
+        {
+            "kind": st.just("search"),
+            "user_id": st.sampled_from("uvwx"),
+            "query": st.sampled_from(["heat", "toy story"]),
+            "event_id": EVENT_IDS,
+        }
     ),
     max_size=20,
 )
@@ -191,3 +204,129 @@ def test_the_snapshot_counts_its_users(as_records: AsRecords) -> None:
     step = aggregator()
     step.on_batch(as_records([rate("u", "a"), rate("v", "a"), rate("u", "b")]))
     assert step.snapshot().meta["users"] == 2
+
+
+# Cuts
+
+
+def same(one: Artefact, other: Artefact) -> bool:
+    assert one.meta == other.meta
+    assert one.shards.keys() == other.shards.keys()
+    return all(
+        table.equals(other.shards[name], check_metadata=True) for name, table in one.shards.items()
+    )
+
+
+@given(STREAM, st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=6), st.integers(1, 4))
+def test_what_changed_restores_a_step_that_goes_on_as_if_it_had_never_stopped(
+    as_records: AsRecords, events: list[dict[str, Any]], cuts: list[tuple[int, bool]], users: int
+) -> None:
+    """At any cut, of those before it some never settled; users are forgotten meanwhile."""
+    stream = as_records(events)
+    step = aggregator(users=users)
+    durable = step.mark()
+    chain = [step.snapshot()]
+    start = 0
+    for size, settles in cuts:
+        step.on_batch(stream[start : start + size])
+        start += size
+        mark = step.mark()
+        chain.append(step.changes(durable))
+        if settles:
+            step.settle(mark)
+            durable = mark
+        again = aggregator(merge(chain), users)
+        assert same(again.snapshot(), step.snapshot())
+    again = aggregator(merge(chain), users)
+    found, expected = again.on_batch(stream[start:]), step.on_batch(stream[start:])
+    assert [push.view for push in found] == [push.view for push in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.rows.equals(other.rows)
+        assert one.steps == other.steps
+    assert same(again.snapshot(), step.snapshot())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_cut_holds_stays_while_the_step_goes_on(as_records: AsRecords, whole: bool) -> None:
+    """It is written in the background."""
+    step = aggregator(users=2)
+    mark = step.mark()
+    search = {"kind": "search", "user_id": "u", "query": "heat"}
+    step.on_batch(as_records([rate("u", "a"), rate("v", "b"), search]))
+    cut = step.snapshot() if whole else step.changes(mark)
+    before = {name: table.to_pydict() for name, table in cut.shards.items()}
+    more = [rate(user, item) for user in "vwx" for item in "abc"]
+    step.on_batch(as_records([*more, {**search, "user_id": "x"}], start=3))
+    assert {name: table.to_pydict() for name, table in cut.shards.items()} == before
+
+
+def test_a_cut_tells_of_users_who_acted_since_the_one_before(as_records: AsRecords) -> None:
+    step = aggregator()
+    step.on_batch(as_records([rate(f"u{n}", "a") for n in range(50)]))
+    mark = step.mark()
+    step.on_batch(as_records([rate("u7", "b"), rate("u7", "c"), rate("u9", "c")], start=50))
+    changed = step.changes(mark).shards
+    assert changed["behaviour"]["user_id"].to_pylist() == [stable_id("u7"), stable_id("u9")]
+    assert len(changed["behaviour-records"]) == 3
+    assert len(changed["behaviour-searches"]) == len(changed["behaviour-searches-records"]) == 0
+
+
+def test_in_a_loop_its_cuts_continue_each_other_behind_the_offline_rows(
+    as_records: AsRecords, tmp_path: Path
+) -> None:
+    log = FileLog(tmp_path / "log.db", topics=[EVENTS])
+    cuts = tmp_path / "cuts"
+    kept: list[pa.Table] = []
+    durable: list[pa.Table] = []
+    ahead: list[int] = []
+
+    def execute(pushes: Sequence[Push]) -> list[Append]:
+        kept.extend(steps_of(pushes))
+        return []
+
+    def flush() -> None:
+        durable.extend(kept)
+        kept.clear()
+
+    def look(point: int) -> None:
+        if point == 5:
+            meta = CutDirectory(cuts).newest_meta()
+            assert meta is not None
+            ahead.append(meta["steps"] - sum(map(len, durable)))
+
+    def start() -> Loop[Aggregator]:
+        config = LoopConfig(limit=4, idle_s=0, cut_every_s=0, background=True, deltas=99)
+        return Loop(
+            log, "aggregator", [EVENTS], aggregator, cuts,
+            execute=execute, redo=execute, flush=flush, config=config, reached=look,
+        )  # fmt: skip
+
+    events = as_records([rate("uvw"[n % 3], "abcde"[n % 5]) for n in range(60)])
+    log.append([Append(EVENTS, record.value) for record in events])
+    loop = start()
+    assert isinstance(loop.step, Incremental)
+    while loop.turn():
+        pass
+    loop.cut()
+    assert set(ahead) == {0}
+    bases = [read_manifest(path).get("base") for path in sorted(cuts.glob("cut-*"))]
+    assert bases[0] is None
+    assert any(bases[1:])
+    assert same(start().step.snapshot(), loop.step.snapshot())
+    log.close()
+
+
+def test_items_that_are_only_shown_are_pushed_with_their_response(as_records: AsRecords) -> None:
+    step = aggregator()
+    place = {"user_id": "u", "item_id": "a", "position": 0}
+    shown = {**place, "kind": "impression", "request_id": "r"}
+    first = step.on_batch(as_records([shown] * 4))
+    assert [push.view for push in first] == [ITEM_STATISTICS]
+    a = stable_id("a")
+    row = pushed(first, ITEM_STATISTICS)[a]
+    assert (row["actions"], row["mean_reward"], row["popularity"]) == (0, None, 0.0)
+    assert (row["ctr"], row[EVENT_TIME]) == (pytest.approx(1 / 24), 3 * SECOND)
+    after = step.on_batch(as_records([{**place, "kind": "click"}], start=4))
+    row = pushed(after, ITEM_STATISTICS)[a]
+    assert (row["actions"], row["ctr"]) == (1, pytest.approx(2 / 24))
+    assert row["coec"] > 1

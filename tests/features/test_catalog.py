@@ -411,6 +411,24 @@ def test_young_items_know_their_grown_neighbours(as_records: AsRecords) -> None:
     assert stable_id("c") in films.young.neighbours[0]
 
 
+def test_where_many_items_come_at_once_neighbours_are_found_little_by_little(
+    as_records: AsRecords,
+) -> None:
+    films = catalog(config=CatalogConfig(newcomers=NewcomersConfig(actions=1, most=300)))
+    films.on_batch(as_records([item("old", genres=["War"]), like("old")]))
+    films.on_batch(as_records([item(f"n{n}", genres=["War"]) for n in range(300)], start=2))
+
+    def have_neighbours() -> int:
+        return int((films.young.neighbours[:, 0] == stable_id("old")).sum())
+
+    assert len(films.young.items) == 300
+    found = [have_neighbours()]
+    for turn in range(1, 4):
+        films.on_time(turn * 2_000_000_000_000_000)
+        found.append(have_neighbours())
+    assert found == [128, 256, 300, 300]
+
+
 def test_who_had_no_neighbours_finds_them_when_the_catalog_has_grown(
     as_records: AsRecords,
 ) -> None:

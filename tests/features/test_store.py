@@ -114,7 +114,8 @@ def push(view: View, *rows: tuple[Any, ...]) -> Push:
 
 def items(*rows: tuple[Any, ...]) -> Push:
     """Rows as (key, seconds, actions)."""
-    return push(ITEM_STATISTICS, *((key, at, actions, 0.5, 2.0) for key, at, actions in rows))
+    rest = (0.5, 2.0, 0.1, 1.5)
+    return push(ITEM_STATISTICS, *((key, at, actions, *rest) for key, at, actions in rows))
 
 
 def users(*rows: tuple[Any, ...]) -> Push:
@@ -150,8 +151,8 @@ def test_what_was_pushed_is_read_at_once(store: FeastStore) -> None:
     known = {**NOBODY, "items": [7, 8], "rewards": [0.5, 0.5], "newest_us": 0}
     assert store.read(USER_HISTORY, [1]) == [known]
     assert store.read(ITEM_STATISTICS, [8, 7]) == [
-        {"actions": 4, "mean_reward": 0.5, "popularity": 2.0},
-        {"actions": 3, "mean_reward": 0.5, "popularity": 2.0},
+        {"actions": 4, "mean_reward": 0.5, "popularity": 2.0, "ctr": 0.1, "coec": 1.5},
+        {"actions": 3, "mean_reward": 0.5, "popularity": 2.0, "ctr": 0.1, "coec": 1.5},
     ]
 
 
@@ -410,6 +411,7 @@ def test_many_small_files_become_one_and_the_past_stays_what_it_was(
         if seconds == 61:
             before = {file: file.read_bytes() for file in place.iterdir()}
         embedded.flush()
+    embedded._merger.shutdown()
     assert len(list(place.iterdir())) == 1
     moments = [at_moment(embedded, 7, seconds) for seconds in (0, 1, 15, 31, 99)]
     assert moments == [1, 3, 31, 62, 62]
@@ -508,10 +510,11 @@ def test_a_feature_that_is_added_is_unknown_before(root: Path, config: StoreConf
     store.apply()
     assert store.plan() == []
     assert store.applied() == {"item_statistics": 2}
-    known = {"actions": 3, "mean_reward": 0.5, "popularity": 2.0, "shown": -1}
+    known = {"actions": 3, "mean_reward": 0.5, "popularity": 2.0, "ctr": 0.1, "coec": 1.5}
+    known["shown"] = -1
     assert store.read(view, [7]) == [known]
     assert store.as_of(view, 7, START) == known
-    store.push([push(view, (7, 1, 4, 0.5, 2.0, 9))])
+    store.push([push(view, (7, 1, 4, 0.5, 2.0, 0.1, 1.5, 9))])
     store.flush()
     assert store.read(view, [7])[0]["shown"] == 9
     assert store.as_of(view, 7, START + SECOND)["shown"] == 9

@@ -130,7 +130,13 @@ def test_an_unknown_user_gets_what_is_popular(stocked: Stage) -> None:
         "attributes": {"year": 1999},
         "score": pytest.approx(0.5, abs=0.001),  # three of six likes
         "source": "popular",
-        "statistics": {"actions": 0, "mean_reward": None, "popularity": 0.0},
+        "statistics": {
+            "actions": 0,
+            "mean_reward": None,
+            "popularity": 0.0,
+            "ctr": None,
+            "coec": 1.0,
+        },
     }
     assert answer["user_id"] == "stranger"
     assert answer["version"] is answer["watermark"] is answer["features_at"] is None

@@ -153,8 +153,8 @@ def test_the_model_takes_over_with_every_action(world: World, know: Know) -> Non
         shares.append([shown["b"], shown["a1"]])
     assert shares[0][0] == 0.0
     of_model, hot = np.array(shares).T
-    # Its part is n / (n + 2).
-    assert of_model[1:] / of_model[1] == pytest.approx([1, 3 / 2, 9 / 5, 2])
+    # Its part is w / (w + 1), w = (n / 2) ** 2.
+    assert of_model[1:] / of_model[1] == pytest.approx([1, 5 / 2, 45 / 13, 4])
     assert (np.diff(np.abs(hot - hot[0])) > 0).all()
 
 
@@ -241,7 +241,9 @@ def test_a_new_item_is_handed_over_to_what_is_learnt_of_it(world: World, know: K
     know("u", ["x"])
     apart, by = [], []
     for _ in range(4):
-        answer = world.recommend("u", 9, model_trust=1e-9, temperature=1.0)
+        answer = world.recommend(
+            "u", 9, model_trust=1e-9, vector_trust=10.0, newcomers=1.0, temperature=1.0
+        )
         shown = {one.item.item_id: one for one in answer.items}
         apart.append(np.log(shown["new"].score / shown["a8"].score))
         by.append(shown["new"].source)

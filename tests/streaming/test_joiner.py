@@ -127,6 +127,7 @@ def test_a_sample_tells_who_what_when_and_what_came_of_it() -> None:
         "history_kinds": [],
         "history_at_us": [],
         "history_scenarios": [],
+        "history_sessions": [],
         "history_values": [],
         "searched": [],
         "searched_at_us": [],
@@ -363,6 +364,7 @@ def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
         "history_kinds": [0],  # a click is the first of the recipe's rewards
         "history_at_us": [NOW_US],
         "history_scenarios": [NONE],
+        "history_sessions": [NONE],
         "history_values": [None],
         "searched": [],
         "searched_at_us": [],
