@@ -68,21 +68,29 @@ def run(report: Callable[[str], None]) -> dict[str, float]:
 
 
 def histories(users: Any, seed: int) -> Push:
-    """A push with 50 actions of each user."""
+    """A push with 50 actions of each user, of which all is known, and no searches."""
     rng = np.random.default_rng(seed)
-    offsets = pa.array(np.arange(len(users) + 1) * LENGTH, pa.int32())
-    items = pa.array(rng.integers(0, 2**62, len(users) * LENGTH))
-    rewards = pa.array(rng.random(len(users) * LENGTH).astype(np.float32))
+    rows = len(users) * LENGTH
     times = pa.array(np.full(len(users), START_US + seed))
+    actions = {
+        "items": rng.integers(0, 2**62, rows),
+        "rewards": rng.random(rows).astype(np.float32),
+        "kinds": rng.integers(0, 7, rows).astype(np.int32),
+        "at_us": rng.integers(0, START_US, rows),
+        "scenarios": rng.integers(0, 2**31, rows).astype(np.int32),
+        "sessions": rng.integers(0, 2**31, rows).astype(np.int32),
+        "values": rng.random(rows).astype(np.float32),
+    }
+    offsets = pa.array(np.arange(len(users) + 1) * LENGTH, pa.int32())
+    nothing = pa.array([[]] * len(users), pa.list_(pa.int64()))
     by_name = {
         VIEW.key: pa.array(users, pa.int64()),
         "event_timestamp": times.cast(pa.timestamp("us", "UTC")),
-        "items": pa.ListArray.from_arrays(offsets, items),
-        "rewards": pa.ListArray.from_arrays(offsets, rewards),
+        **{name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in actions.items()},
+        "searched": nothing,
+        "searched_at_us": nothing,
         "newest_us": times,
     }
-    missing = [f for f in VIEW.schema if f.name not in by_name]
-    by_name |= {field.name: pa.nulls(len(users), field.type) for field in missing}
     return Push(VIEW, pa.table([by_name[name] for name in VIEW.schema.names], schema=VIEW.schema))
 
 

@@ -66,7 +66,7 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
         lambda state: Aggregator(recipe.aggregator, recipe.events, recipe.behaviour, state),
         home.cuts("aggregator"),
         execute=store.push,
-        redo=store.keep_back,
+        redo=store.push_again,
         flush=store.flush,
         config=replace(recipe.loop, background=True),
     )

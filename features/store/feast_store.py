@@ -30,6 +30,7 @@ from features.aggregator import Push
 from features.definitions import EVENT_TIME, VIEWS, FeatureError, View
 from features.freshness import Freshness
 from features.store.declared import LAYOUT, declared, versions
+from features.store.embedded import sync
 from features.store.part_files import merge_parts, part_files, write_part
 from features.store.rows import EPOCH, entity_key, from_row, to_rows
 from features.store_config import EMBEDDED, StoreConfig
@@ -146,26 +147,32 @@ class FeastStore:
         Raises:
             FeatureError: a column is not what is declared, or the online store cannot be used.
         """
+        self.push_again(pushes)
+        for push in pushes:
+            self._observe(push)
+        return []
+
+    def push_again(self, pushes: Sequence[Push]) -> list[Any]:
+        """The same for pushes that a process made which ended before its `flush`: how fresh they
+        are says nothing.
+        """
         for push in pushes:
             rows = to_rows(self._known(push.view), self._checked(push))
             self._store.provider.online_write_batch(
                 self._store.config, self._views[push.view.name], rows, None
             )
-            self._observe(push)
-        return self.keep_back(pushes)
-
-    def keep_back(self, pushes: Sequence[Push]) -> list[Any]:
-        """Keeps rows for the next `flush` without pushing them online."""
-        for push in pushes:
-            kept = self._checked(push) if push.steps is None else push.steps
-            self._kept_back[self._known(push.view).name].append(kept)
+            kept = push.rows if push.steps is None else push.steps
+            self._kept_back[push.view.name].append(kept)
         return []
 
     def flush(self) -> None:
-        """Hands what was kept back to the offline store, one Parquet file for each view.
+        """Makes durable what was pushed: what was kept back goes to the offline store, one Parquet
+        file for each view, and what is online to the disk.
 
         When there are 64 small files of a view they become one.
         """
+        if self._config.online == EMBEDDED:
+            sync(self._online_path)
         for name, tables in self._kept_back.items():
             if tables:
                 self._store.provider.ingest_df_to_offline_store(
@@ -265,12 +272,16 @@ class FeastStore:
     def _registry_path(self) -> Path:
         return self._root / _REGISTRY
 
+    @property
+    def _online_path(self) -> Path:
+        return self._root / "online.db"
+
     def _repo_config(self, registry: Path) -> RepoConfig:
         online: dict[str, Any]
         if self._config.online == EMBEDDED:
             online = {
                 "type": "features.store.embedded.EmbeddedOnlineStore",
-                "path": str(self._root / "online.db"),
+                "path": str(self._online_path),
             }
         else:
             online = {

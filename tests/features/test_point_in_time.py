@@ -105,7 +105,7 @@ def test_training_gets_what_feast_knew_of_the_moment(
             store.flush()
             if rng.random() < 0.5:  # killed after it, before its cut: the same is done again
                 step = Aggregator(AggregatorConfig(), RULES, HISTORIES, cut)
-                store.keep_back(step.on_batch(records[start:end]))
+                store.push_again(step.on_batch(records[start:end]))
         start = end
     store.flush()
 

@@ -672,7 +672,7 @@ def aggregating(log: FileLog, root: Path) -> tuple[Loop[Aggregator], FeastStore]
         lambda state: Aggregator(AggregatorConfig(), EventRules(), BehaviourConfig(), state),
         root.parent / "cuts",
         execute=store.push,
-        redo=store.keep_back,
+        redo=store.push_again,
         flush=store.flush,
         config=LoopConfig(idle_s=0, cut_every_s=1e9),
     )
