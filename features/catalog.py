@@ -180,6 +180,11 @@ class Catalog:
         name, attributes = found
         return CatalogItem(name, attributes.pop(TEXT_ALWAYS, None), attributes)
 
+    def untried(self, item: int) -> bool:
+        """Whether the item is new, and nobody has acted upon it yet."""
+        where = np.flatnonzero(self.young.items == item)
+        return bool(len(where)) and int(self.young.actions[where[0]]) == 0
+
     def user(self, user: int) -> CatalogUser | None:
         """The user with this stable id, None for one that was never declared."""
         found = self.users.get(user)

@@ -110,18 +110,20 @@ class Recommender:
         )
 
     def similar(self, item_id: str, count: int) -> Answer:
-        """The items nearest to an item in the model's space, or by what is said of it while no
-        version knows it; what is popular if nothing is known of it.
+        """The items nearest to an item in the model's space, or by what is said of it while nobody
+        has acted upon it; what is popular if nothing is known of it.
         """
         item = stable_id(item_id)
-        info, found = None, list[Found]()
+        info, by_model = None, list[Found]()
         with self._replica.reading() as served:
             if served is not None:
                 info = served.info
-                found = _found(*served.similar(item, count), info.model)
-        if not found:
+                by_model = _found(*served.similar(item, count), info.model)
+        found = by_model
+        if not by_model or self._catalog.untried(item):
             ids, alike = self._catalog.content.neighbours(np.array([item]), count)
-            found = _found(ids[0, ids[0] != EMPTY], alike[0, ids[0] != EMPTY], CONTENT)
+            there = ids[0] != EMPTY
+            found = _found(ids[0, there], alike[0, there], CONTENT) or by_model
         described = self._described(found, count, hidden={item})
         return Answer(uuid.uuid4().hex, described, info, 0, None)
 

@@ -27,9 +27,7 @@ from features.store.rows import EPOCH, Row, key_of, time_us
 from streaming.disk import make_durable
 
 WAIT_S = 30.0  # for another process that writes
-_PAGES = (
-    16_384  # of 4 KiB in SQLite's log until it is carried over, and what was written twice once
-)
+_PAGES = 4_096  # of 4 KiB in SQLite's log until it is carried over to the file
 
 
 class EmbeddedOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -254,7 +256,8 @@ class FeastStore:
         Raises:
             FeatureError: the online store cannot be used.
         """
-        self._store.materialize(EPOCH, datetime.now(UTC), list(self._declared))
+        with redirect_stdout(StringIO()):  # it tells terminals of its progress
+            self._store.materialize(EPOCH, datetime.now(UTC), list(self._declared))
 
     def applied(self) -> dict[str, int]:
         """How many versions of each view the registry has seen; empty where nothing was applied."""

@@ -93,7 +93,7 @@ def test_a_new_item_is_found_and_has_neighbours(running: Service) -> None:
     assert running.post_events(declared)[0] == 202
     running.wait_for(lambda: running.get("/v1/items?search=headrace")["items"])
     path = "/v1/items/brand-new/similar?k=5"
-    running.wait_for(lambda: running.get(path)["items"][0]["source"] == "two_tower")
+    running.wait_for(lambda: running.get(path)["items"][0]["source"] == "content")
     assert len(running.get(path)["items"]) == 5
 
 

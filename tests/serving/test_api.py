@@ -233,11 +233,20 @@ def test_similar_items_are_those_of_the_model(
     stocked: Stage, random_version: MakeVersion, item_ids: list[int]
 ) -> None:
     stocked.replica.take(random_version(item_ids))
-    response = stocked.client.get("/v1/items/i4/similar", params={"k": 5})
+    response = stocked.client.get("/v1/items/i1/similar", params={"k": 5})
     with stocked.replica.reading() as served:
         assert served is not None
-        ids, _ = served.similar(stable_id("i4"), 5)
+        ids, _ = served.similar(stable_id("i1"), 5)
     assert [stable_id(item) for item in shown(response)] == ids.tolist()
+
+
+def test_what_nobody_has_acted_upon_yet_is_like_what_says_the_same(
+    stocked: Stage, random_version: MakeVersion, item_ids: list[int]
+) -> None:
+    """A version knows it, but only what others are to each other."""
+    stocked.replica.take(random_version(item_ids))
+    response = stocked.client.get("/v1/items/i4/similar", params={"k": 5})
+    assert {item["source"] for item in response.json()["items"]} == {"content"}
 
 
 def test_for_an_unknown_item_what_is_popular_is_shown(stocked: Stage) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from features.batch import Jagged, Users
 from features.catalog import Catalog
-from features.definitions import USER_HISTORY
+from features.definitions import ITEM_STATISTICS, USER_HISTORY
 from serving.cold_start import ColdStartConfig
 from serving.recommender import Answer, OnlineFeatures, Recommender
 from serving.replica import Replica
@@ -187,8 +187,9 @@ def test_every_item_is_described_with_its_statistics(
     feature_rows["item_statistics", stable_id("i1")] = {"actions": 9, "mean_reward": 1.0}
     first, second = recommender.recommend("stranger", 2).items
     assert (second.item.title, second.item.attributes) == ("Title i1", {"year": 1999})
-    assert second.statistics == {"actions": 9, "mean_reward": 1.0, "popularity": 0.0}
-    assert first.statistics == {"actions": 0, "mean_reward": None, "popularity": 0.0}
+    unknown = ITEM_STATISTICS.defaults
+    assert second.statistics == {**unknown, "actions": 9, "mean_reward": 1.0}
+    assert first.statistics == unknown
 
 
 def test_every_answer_has_a_request_id_of_its_own(recommender: Recommender) -> None:
