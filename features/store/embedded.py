@@ -27,7 +27,8 @@ from features.store.rows import EPOCH, Row, key_of, time_us
 from streaming.disk import make_durable
 
 WAIT_S = 30.0  # for another process that writes
-_PAGES = 4_096  # of 4 KiB in SQLite's log until it is carried over to the file
+# In the log of SQLite until they are carried over: with fewer, the disk is busy with nothing else.
+_PAGES = 16_384
 
 
 class EmbeddedOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
