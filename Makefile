@@ -19,7 +19,7 @@ run: $(VENV)/ready  ## Start the main job: replay MovieLens, learn it, serve it 
 
 test: $(VENV)/ready-dev  ## Run all tests (ARGS="-k table", JOBS=1 ...)
 	@echo "Running the tests (some minutes) ..."
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/ready-dev  ## Lint, types, house rules
 	@echo "ruff ..." && $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
