@@ -24,7 +24,6 @@ from streaming.event_columns import (
     Ids,
     Searches,
     codes,
-    scenario_codes,
 )
 from streaming.rings import Lists, Rings
 
@@ -93,7 +92,6 @@ class BehaviourConfig:
                 rewards[rows] = rule
         known = (events.user_id != NONE) & (events.item_id != NONE)
         rows = np.flatnonzero(~np.isnan(rewards) & known)
-        scenarios = np.append(scenario_codes(events.scenarios), np.int32(NONE))
         return Actions(
             rows,
             events.user_id[rows],
@@ -101,7 +99,7 @@ class BehaviourConfig:
             rewards[rows],
             events.at_us[rows],
             kinds[rows],
-            scenarios[events.scenario[rows]],
+            events.scenario_code()[rows],
             events.value[rows].clip(*_FLOAT32).astype(np.float32),
             codes(events.session_id[rows]),
         )
@@ -114,8 +112,7 @@ def searched_words(events: EventColumns) -> Searches:
     """The words of the searches among the events, the first 16 of each."""
     if _SEARCH not in events.kinds:
         return Searches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, MOMENT))
-    number = events.kinds.index(_SEARCH)
-    rows = np.flatnonzero((events.kind == number) & (events.user_id != NONE))
+    rows = np.flatnonzero(events.of_kind(_SEARCH) & (events.user_id != NONE))
     queries = events.query.take(pa.array(rows)).fill_null("")
     words = word_ids(queries.to_pylist(), _MOST_WORDS)
     rows = rows[words.owners()]

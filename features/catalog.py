@@ -271,14 +271,14 @@ class Catalog:
         event by which others are forgotten.
         """
         bounds = {0, len(columns)}
-        mentions = {"item": columns.item_id != NONE, "user": _is(columns, "user")}
+        mentions = {"item": columns.item_id != NONE, "user": columns.of_kind("user")}
         kept = {"item": self.items, "user": self.users}
         ids = {"item": columns.item_id, "user": columns.user_id}
         acted = {"item": actions.item_id, "user": actions.user_id}
         for kind, mentioned in mentions.items():
             last = np.flatnonzero(mentioned)[kept[kind].until_turn - 1 :: TURN]
             bounds.update(last.tolist(), (last + 1).tolist())
-            rows = np.flatnonzero(_is(columns, kind))
+            rows = np.flatnonzero(columns.of_kind(kind))
             bounds.update(_declared_late(rows, ids[kind][rows], actions.rows, acted[kind]))
         return sorted(bounds)
 
@@ -353,13 +353,6 @@ class Catalog:
             self._changes += len(declared)
             self.content.remove(change.forgotten)
             self._titles.remove(change.forgotten)
-
-
-def _is(columns: EventColumns, kind: str) -> NDArray[np.bool_]:
-    """Which events are of this kind."""
-    number = columns.kinds.index(kind) if kind in columns.kinds else NONE
-    found: NDArray[np.bool_] = columns.kind == number
-    return found
 
 
 def _declared_late(rows: Ids, declared: Ids, acted_rows: Ids, acted: Ids) -> list[int]:

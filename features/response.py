@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features.coec import Coec, CoecConfig, CountedBaseline, CountedConfig, Shown
 from features.rates import RateConfig, SmoothedRates
 from streaming.artefact import Artefact
-from streaming.event_columns import NONE, EventColumns, scenario_codes
+from streaming.event_columns import NONE, EventColumns
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -59,9 +59,9 @@ class ItemResponse:
 
     def update(self, events: EventColumns) -> Ids:
         """Takes events in order; returns the distinct items that changed, ascending."""
-        kinds = [self._config.shown, self._config.success]
-        number = [events.kinds.index(kind) if kind in events.kinds else NONE for kind in kinds]
-        shown, clicked = (events.kind == n for n in number)
+        shown, clicked = (
+            events.of_kind(kind) for kind in (self._config.shown, self._config.success)
+        )
         chosen = (shown | clicked) & (events.item_id != NONE) & (events.position != NONE)
         rows = np.flatnonzero(chosen)
         if not len(rows):
@@ -70,8 +70,8 @@ class ItemResponse:
         trials, successes = shown[rows].astype(np.float64), clicked[rows].astype(np.float64)
         self._rates.update(items, at_us, trials, successes)
         position = events.position[rows].astype(np.int64)
-        contexts = np.append(scenario_codes(events.scenarios), NONE).astype(np.int64)
-        context, at_random = contexts[events.scenario[rows]], np.zeros(len(rows), np.bool_)
+        context = events.scenario_code()[rows].astype(np.int64)
+        at_random = np.zeros(len(rows), np.bool_)
         self._coec.update(Shown(items, position, successes, at_us, context, at_random, trials))
         return np.unique(items)
 

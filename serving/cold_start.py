@@ -185,11 +185,8 @@ def of_anybody(config: ColdStartConfig) -> Expects:
     return expects
 
 
-class FromModel:
-    """The best items by the newest version's scores, as the softmax that it was trained with.
-
-    Items that are new are left to `FromNew`.
-    """
+class _OfModel:
+    """A source that speaks for one opinion of the model."""
 
     def __init__(self, config: ColdStartConfig, new: NewVectors, expects: Expects) -> None:
         self._config = config
@@ -200,12 +197,24 @@ class FromModel:
         expected = self._expects(visit)
         if visit.served is None or expected is None:
             return None
+        return self._propose(visit, visit.served, expected)
+
+    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals | None:
+        raise NotImplementedError
+
+
+class FromModel(_OfModel):
+    """The best items by the newest version's scores, as the softmax that it was trained with.
+
+    Items that are new are left to `FromNew`.
+    """
+
+    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals:
         opinion, asked, weight = expected
-        hidden = np.concatenate([visit.hidden, self._new.get(visit.served).items])
+        hidden = np.concatenate([visit.hidden, self._new.get(served).items])
         count = max(self._config.candidates, visit.count)
-        items, scores = visit.served.best(asked, count, hidden)
-        shares = visit.softmax(asked, scores)
-        return Proposals(visit.served.info.model, items, shares, opinion, weight)
+        items, scores = served.best(asked, count, hidden)
+        return Proposals(served.info.model, items, visit.softmax(asked, scores), opinion, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,22 +257,14 @@ class NewVectors:
         return FirstVectors(young.items[alike], vectors[alike])
 
 
-class FromNew:
+class FromNew(_OfModel):
     """New items, scored by what they are like until enough is known of themselves.
 
     Such an item need not be in the version: it is one of what it is like.
     """
 
-    def __init__(self, config: ColdStartConfig, new: NewVectors, expects: Expects) -> None:
-        self._config = config
-        self._new = new
-        self._expects = expects
-
-    def __call__(self, visit: Visit) -> Proposals | None:
-        expected = self._expects(visit)
-        if visit.served is None or expected is None:
-            return None
-        new = self._new.get(visit.served)
+    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals | None:
+        new = self._new.get(served)
         if not len(new.items):
             return None
         opinion, asked, weight = expected

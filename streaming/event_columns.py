@@ -59,6 +59,16 @@ class EventColumns:
     def __len__(self) -> int:
         return len(self.kind)
 
+    def of_kind(self, kind: str) -> NDArray[np.bool_]:
+        """Which events are of this kind, (n,)."""
+        number = self.kinds.index(kind) if kind in self.kinds else NONE
+        found: NDArray[np.bool_] = self.kind == number
+        return found
+
+    def scenario_code(self) -> NDArray[np.int32]:
+        """The code of each event's scenario, (n,), NONE where it has none: see `scenario_codes`."""
+        return np.append(scenario_codes(self.scenarios), np.int32(NONE))[self.scenario]
+
 
 @dataclass(frozen=True, slots=True)
 class Actions:

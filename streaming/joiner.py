@@ -229,7 +229,7 @@ class Joiner:
         for rows in self._impressions.take(*self._told(columns, ordered.now_us)):
             causes.append(rows.rows["event"])
             batches.append(self._samples(rows, columns))
-        declared = np.flatnonzero(columns.kind == _number(columns.kinds, "item"))
+        declared = np.flatnonzero(columns.of_kind("item"))
         if len(declared):
             causes.append(declared)
             batches.append(self._declarations(ordered.events.take(pa.array(declared)), columns,
@@ -248,7 +248,7 @@ class Joiner:
         reward = np.full(len(events), np.nan, np.float32)
         reward[actions.rows] = actions.reward
         does = np.zeros(len(events), np.int8)
-        does[events.kind == _number(events.kinds, "impression")] = IMPRESSION
+        does[events.of_kind("impression")] = IMPRESSION
         does[(label != NONE) | ~np.isnan(reward)] = ACTION
         does[(events.user_id == NONE) | (events.item_id == NONE)] = NOTHING
         asked = np.flatnonzero(does)
@@ -348,10 +348,6 @@ def item_tokens(attributes: dict[str, object], fields: Sequence[str]) -> list[in
         values = value if isinstance(value, list) else [] if value is None else [value]
         tokens += [stable_id(f"{name}={one}") for one in values]
     return tokens
-
-
-def _number(texts: Sequence[str], text: str) -> int:
-    return texts.index(text) if text in texts else NONE
 
 
 def _numbers(texts: Sequence[str], known: dict[str, int]) -> Ids:
