@@ -46,6 +46,7 @@ from features.behaviour import Behaviour
 from features.catalog import Catalog
 from features.definitions import USER_HISTORY, View
 from infra.recipe import Recipe, load_recipe
+from serving.answers import Wanted
 from serving.recommender import Recommender
 from serving.replica import Replica
 from streaming.event_columns import event_columns
@@ -260,7 +261,7 @@ def recommenders(system: System, recipe: Recipe) -> dict[str, Ask]:
 
     return {
         "headrace": lambda user_id: {
-            stable_id(one.item.item_id) for one in headrace.recommend(user_id, COUNT).items
+            stable_id(one.item.item_id) for one in headrace.recommend(Wanted(user_id, COUNT)).items
         },
         "id_only": lambda user_id: set(id_only.best(known.user(user_id))),
         "popular": lambda user_id: set(known.popular(known.user(user_id))),

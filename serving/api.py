@@ -19,6 +19,7 @@ from pydantic import BaseModel, PositiveInt
 from starlette.requests import ClientDisconnect
 
 from features.catalog import Catalog, CatalogItem
+from serving.answers import Answer, Recommendation, Wanted
 from serving.ingestion import (
     BadBody,
     BodyTooLarge,
@@ -30,7 +31,7 @@ from serving.ingestion import (
     take_list,
 )
 from serving.metrics import ServingMetrics
-from serving.recommender import Answer, Recommendation, Recommender
+from serving.recommender import Recommender
 from serving.times import time_text
 from streaming.errors import HeadraceError, LogFull
 from streaming.events import EventRules
@@ -135,7 +136,7 @@ def create_app(service: Service, config: ApiConfig) -> FastAPI:
     @app.get("/v1/recommend")
     def recommend(user_id: UserId, k: Count = 10) -> RecommendAnswer:
         """The items for a user now; recent popularity for one who is not known."""
-        answer = service.recommender.recommend(user_id, k)
+        answer = service.recommender.recommend(Wanted(user_id, k))
         service.answered(answer)
         return _shown(answer, service.metrics, user_id)
 
@@ -311,7 +312,7 @@ def _item(item: CatalogItem) -> Item:
 
 def _scored(r: Recommendation) -> ScoredItem:
     return ScoredItem(
-        **_item(r.item).model_dump(), score=r.score, source=r.source, statistics=r.statistics
+        **_item(r.item).model_dump(), score=r.score, source=r.source, statistics=dict(r.statistics)
     )
 
 

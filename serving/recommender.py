@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from features.batch import Ids, known_user
 from features.catalog import Catalog, CatalogItem
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
+from serving.answers import Answer, KnownUser, Recommendation, Wanted
 from serving.cold_start import (
     CONTENT,
     POPULAR,
@@ -23,10 +23,8 @@ from serving.cold_start import (
     pooled,
 )
 from serving.replica import Replica, ServedModel
-from streaming.event_columns import NONE
 from streaming.ids import stable_id
 from streaming.kernels import EMPTY
-from trainers.versions import VersionInfo
 
 Found = tuple[int, float, str]  # item, score, who proposed it
 
@@ -35,38 +33,6 @@ class OnlineFeatures(Protocol):
     """Reads the newest features of entities; the defaults of the view for an unknown one."""
 
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    """One item of an answer; `source` says who proposed it: the model by its name, or `popular`,
-    `hot`, `interests`, `new` or `content`.
-
-    `score` is the part of the user's actions to come that is expected to fall on the item, or of
-    similar items how alike they are; 0 if it is there only to fill the answer.
-    """
-
-    item: CatalogItem
-    score: float
-    source: str
-    statistics: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`version` is None while no model was published yet.
-
-    `features_at_us` is the event time of the user's newest action in the feature store, and `read`
-    all that was read there of the `user`, a stable id; nothing of -1, where no user had asked.
-    """
-
-    request_id: str
-    items: list[Recommendation]
-    version: VersionInfo | None
-    known_actions: int
-    features_at_us: int | None
-    user: int = NONE
-    read: dict[str, Any] = field(default_factory=dict)
 
 
 class Recommender:
@@ -85,9 +51,9 @@ class Recommender:
         self._config = config or ColdStartConfig()
         self._sources = all_sources(self._config, catalog)
 
-    def recommend(self, user_id: str, count: int) -> Answer:
+    def recommend(self, wanted: Wanted) -> Answer:
         """At most `count` items the user has not acted upon lately, best first."""
-        user = stable_id(user_id)
+        user, count = stable_id(wanted.user_id), wanted.count
         read = self._features.read(USER_HISTORY, [user])[0]
         users = known_user(user, read)
         history = users.history.values
@@ -106,7 +72,9 @@ class Recommender:
             len(history),
             read["newest_us"],
             user,
+            wanted.user_id,
             read,
+            wanted.scenario,
         )
 
     def similar(self, item_id: str, count: int) -> Answer:
@@ -125,7 +93,15 @@ class Recommender:
             there = ids[0] != EMPTY
             found = _found(ids[0, there], alike[0, there], CONTENT) or by_model
         described = self._described(found, count, hidden={item})
-        return Answer(uuid.uuid4().hex, described, info, 0, None)
+        return Answer(uuid.uuid4().hex, described, info)
+
+    def rank(self, wanted: Wanted, item_ids: Sequence[str]) -> Answer:
+        """These items for a user, best first; those that nobody knows are named in `unknown`."""
+        raise NotImplementedError
+
+    def known(self, user_id: str) -> KnownUser:
+        """What is known of a user."""
+        raise NotImplementedError
 
     def _described(
         self, found: Iterable[Found], count: int, hidden: set[int]

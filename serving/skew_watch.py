@@ -13,8 +13,8 @@ from collections import Counter
 from typing import Any
 
 from features.skew import Compared, Outcome, Skew
+from serving.answers import Answer
 from serving.metrics import ServingMetrics
-from serving.recommender import Answer
 from streaming.errors import ArtefactCorrupt, LogError
 from streaming.ids import stable_id
 from streaming.log import SAMPLES, Log, TopicPartition

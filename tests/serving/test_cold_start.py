@@ -18,8 +18,9 @@ from features.behaviour import BehaviourConfig
 from features.catalog import Catalog, CatalogConfig
 from features.newcomers import NewcomersConfig
 from features.popularity import ListTrust
+from serving.answers import Answer, Wanted
 from serving.cold_start import MODEL, ColdStartConfig, Proposals, pooled
-from serving.recommender import Answer, OnlineFeatures, Recommender
+from serving.recommender import OnlineFeatures, Recommender
 from serving.replica import Replica
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.ids import stable_ids
@@ -80,7 +81,7 @@ class World:
 
     def recommend(self, user: str, count: int, **config: Any) -> Answer:
         made = Recommender(self.replica, self.catalog, self._features, ColdStartConfig(**config))
-        return made.recommend(user, count)
+        return made.recommend(Wanted(user, count))
 
 
 def names(answer: Answer) -> list[str]:
@@ -279,11 +280,11 @@ def test_an_answer_follows_what_happens_at_once(world: World, know: Know) -> Non
     """Nothing that is kept between answers outlives what it was made of."""
     recommender = Recommender(world.replica, world.catalog, world._features)
     world.hear(user("u", interests=["War"]))
-    assert names(recommender.recommend("stranger", 1)) == ["a1"]
-    assert names(recommender.recommend("u", 1)) == ["a1"]
+    assert names(recommender.recommend(Wanted("stranger", 1))) == ["a1"]
+    assert names(recommender.recommend(Wanted("u", 1))) == ["a1"]
     world.hear(*likes("a7", 40))
-    assert names(recommender.recommend("stranger", 1)) == ["a7"]
-    assert names(recommender.recommend("u", 1)) == ["a7"]
+    assert names(recommender.recommend(Wanted("stranger", 1))) == ["a7"]
+    assert names(recommender.recommend(Wanted("u", 1))) == ["a7"]
     know("ann", ["x"])
     films = [f"a{n}" for n in range(1, 9)]
     world.hear(film("new", "War"))
@@ -291,11 +292,11 @@ def test_an_answer_follows_what_happens_at_once(world: World, know: Know) -> Non
     for war, comedy in ((EAST, WEST), (WEST, EAST)):
         vectors = {name: comedy if n % 2 else war for n, name in enumerate(films)}
         world.publish(*films, vectors=vectors, lineage=f"war is {war}")
-        answer = recommender.recommend("ann", 9)
+        answer = recommender.recommend(Wanted("ann", 9))
         scores.append({one.item.item_id: one.score for one in answer.items}["new"])
     assert scores[0] != pytest.approx(scores[1])
     world.hear(film("newer", "War"))
-    shown = {one.item.item_id: one.score for one in recommender.recommend("ann", 10).items}
+    shown = {one.item.item_id: one.score for one in recommender.recommend(Wanted("ann", 10)).items}
     assert shown["newer"] == pytest.approx(scores[1])
 
 

@@ -10,8 +10,9 @@ import pytest
 from features.batch import Jagged, Users
 from features.catalog import Catalog
 from features.definitions import ITEM_STATISTICS, USER_HISTORY
+from serving.answers import Answer, Wanted
 from serving.cold_start import ColdStartConfig
-from serving.recommender import Answer, OnlineFeatures, Recommender
+from serving.recommender import OnlineFeatures, Recommender
 from serving.replica import Replica
 from streaming.ids import stable_id
 from trainers.versions import Version
@@ -52,7 +53,7 @@ def test_an_unknown_user_gets_what_is_popular(
     for known_version in (None, version):
         if known_version is not None:
             replica.take(known_version)
-        answer = recommender.recommend("stranger", 5)
+        answer = recommender.recommend(Wanted("stranger", 5))
         assert names(answer) == item_names[:5]
         assert sources(answer) == ["popular"] * 5
         assert answer.known_actions == 0
@@ -64,7 +65,7 @@ def test_a_known_user_without_a_model_gets_what_is_popular_and_not_seen(
     recommender: Recommender, know: Know, item_names: list[str]
 ) -> None:
     know("u", ["i0", "i2"], newest_us=123)
-    answer = recommender.recommend("u", 3)
+    answer = recommender.recommend(Wanted("u", 3))
     assert names(answer) == ["i1", "i3", "i4"]
     assert answer.known_actions == 2
     assert answer.features_at_us == 123
@@ -85,7 +86,7 @@ def test_a_known_user_gets_the_models_best(
     recommender = Recommender(
         replica, catalog, online_features, ColdStartConfig(model_trust=1e-9, temperature=1.0)
     )
-    answer = recommender.recommend("u", 8)
+    answer = recommender.recommend(Wanted("u", 8))
 
     seen = np.array([stable_id(item) for item in history])
     users = Users(
@@ -106,10 +107,10 @@ def test_an_answer_tells_what_was_read_of_whom(
     recommender: Recommender, know: Know, feature_rows: Rows
 ) -> None:
     know("u", ["i3", "i20"])
-    answer = recommender.recommend("u", 2)
+    answer = recommender.recommend(Wanted("u", 2))
     assert answer.user == stable_id("u")
     assert answer.read == {**USER_HISTORY.defaults, **feature_rows["user_history", answer.user]}
-    stranger = recommender.recommend("stranger", 2)
+    stranger = recommender.recommend(Wanted("stranger", 2))
     assert (stranger.user, stranger.read) == (stable_id("stranger"), USER_HISTORY.defaults)
     nobody = recommender.similar("i1", 2)
     assert (nobody.user, nobody.read) == (-1, {})
@@ -125,7 +126,7 @@ def test_a_history_is_read_in_its_order(
         feature_rows["user_history", stable_id("u")] = {
             "items": items, "rewards": rewards, "newest_us": 1,
         }  # fmt: skip
-        answers.append([one.score for one in recommender.recommend("u", 5).items])
+        answers.append([one.score for one in recommender.recommend(Wanted("u", 5)).items])
     assert answers[0] != answers[1]
 
 
@@ -144,7 +145,7 @@ def test_what_was_seen_is_never_recommended(
     for number in range(20):
         seen = rng.choice(item_names, size=int(rng.integers(1, 30)), replace=False).tolist()
         know(f"u{number}", seen)
-        answer = recommender.recommend(f"u{number}", 30)
+        answer = recommender.recommend(Wanted(f"u{number}", 30))
         assert not set(names(answer)) & set(seen)
         assert len(set(names(answer))) == len(answer.items) == 30 - len(seen)
 
@@ -158,11 +159,11 @@ def test_places_that_the_model_cannot_fill_go_to_what_is_popular(
 ) -> None:
     replica.take(random_version(item_ids[20:24]))
     know("u", ["i0", "i21"])
-    answer = recommender.recommend("u", 12)
+    answer = recommender.recommend(Wanted("u", 12))
     assert set(names(answer)) >= {"i20", "i22", "i23"}  # the model's
     assert set(names(answer)) >= {f"i{n}" for n in range(1, 10)}  # what is popular
     assert len(answer.items) == 12
-    answer = recommender.recommend("u", 14)
+    answer = recommender.recommend(Wanted("u", 14))
     assert sources(answer)[12:] == ["popular"] * 2  # and what nobody has acted upon
     assert [one.score for one in answer.items[12:]] == [0.0] * 2
 
@@ -176,7 +177,7 @@ def test_an_item_the_catalog_does_not_know_yet_leaves_its_place_to_another(
 ) -> None:
     replica.take(random_version([*item_ids[:3], stable_id("not in the catalog")]))
     know("u", ["i9"])
-    answer = recommender.recommend("u", 4)
+    answer = recommender.recommend(Wanted("u", 4))
     assert len(answer.items) == 4
     assert set(names(answer)) >= {"i0", "i1", "i2"}
 
@@ -185,7 +186,7 @@ def test_every_item_is_described_with_its_statistics(
     recommender: Recommender, feature_rows: Rows
 ) -> None:
     feature_rows["item_statistics", stable_id("i1")] = {"actions": 9, "mean_reward": 1.0}
-    first, second = recommender.recommend("stranger", 2).items
+    first, second = recommender.recommend(Wanted("stranger", 2)).items
     assert (second.item.title, second.item.attributes) == ("Title i1", {"year": 1999})
     unknown = ITEM_STATISTICS.defaults
     assert second.statistics == {**unknown, "actions": 9, "mean_reward": 1.0}
@@ -193,7 +194,7 @@ def test_every_item_is_described_with_its_statistics(
 
 
 def test_every_answer_has_a_request_id_of_its_own(recommender: Recommender) -> None:
-    answers = [recommender.recommend("u", 1) for _ in range(50)]
+    answers = [recommender.recommend(Wanted("u", 1)) for _ in range(50)]
     answers += [recommender.similar("i1", 1) for _ in range(50)]
     assert len({answer.request_id for answer in answers}) == 100
 
@@ -203,8 +204,10 @@ def test_more_than_there_is_gives_all_there_is(
 ) -> None:
     replica.take(version)
     know("u", ["i4"])
-    assert sorted(names(recommender.recommend("stranger", 500))) == sorted(item_names)
-    assert sorted(names(recommender.recommend("u", 500))) == sorted(set(item_names) - {"i4"})
+    assert sorted(names(recommender.recommend(Wanted("stranger", 500)))) == sorted(item_names)
+    assert sorted(names(recommender.recommend(Wanted("u", 500)))) == sorted(
+        set(item_names) - {"i4"}
+    )
 
 
 # Similar items
