@@ -30,7 +30,9 @@ COPY trainers ./trainers
 COPY serving ./serving
 COPY infra ./infra
 COPY benchmarks ./benchmarks
-RUN python -m pip install --constraint constraints.txt .
+# EXTRAS: `cluster` for infra/k8s/ray, `ray-serve` for `headrace serve --ray` on one machine.
+ARG EXTRAS=""
+RUN python -m pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 
 # numba keeps what it compiles in the user's own directory: the installed package is not writable.
 RUN useradd --create-home --uid 10001 headrace \

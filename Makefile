@@ -29,8 +29,9 @@ check: $(VENV)/ready-dev  ## Lint, types, house rules
 bench: $(VENV)/ready-dev  ## List the benchmarks, or run one (NAME=frequency)
 	@$(BIN)/headrace bench $(NAME) $(ARGS)
 
-peers: $(VENV)/ready-dev  ## Add the libraries that `bench tables` and `bench train` compare with
+peers: $(VENV)/ready-dev  ## Add the libraries that `bench tables`, `train` and `index` compare with
 	@$(PIP) --no-deps fbgemm-gpu-cpu torchrec tensordict pyvers pyre-extensions typing-inspect
+	@$(PIP) faiss-cpu hnswlib usearch
 
 clean:  ## Remove the environment and all caches; the state in .headrace stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -109,16 +109,38 @@ def service(
     `recipe` names settings by their path, such as {"trainer.corrected": False}.
     """
     home.parent.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    output = home.with_name(f"{home.name}.out")
-    command = [sys.executable, "-m", "infra.cli", "run", *options]
+    file = _recipe_file(home)
     if recipe is not None:
-        file = home.with_name(f"{home.name}.toml")
         file.write_text(changed_recipe(recipe))
-        command.append(str(file))
+    given = () if recipe is None else (str(file),)
+    with _started(home, home.with_name(f"{home.name}.out"), "run", *options, *given) as running:
+        yield running
+
+
+@contextmanager
+def replica(home: Path, *options: str) -> Iterator[Service]:
+    """`headrace serve` in the home of a `service`, with its recipe, on a free port."""
+    file = _recipe_file(home)
+    given = (str(file),) if file.exists() else ()
+    number = len(list(home.parent.glob(f"{home.name}-serve-*.out")))
+    output = home.with_name(f"{home.name}-serve-{number}.out")
+    with _started(home, output, "serve", *options, *given) as running:
+        yield running
+
+
+def _recipe_file(home: Path) -> Path:
+    return home.with_name(f"{home.name}.toml")
+
+
+@contextmanager
+def _started(home: Path, output: Path, *command: str) -> Iterator[Service]:
+    """A command of the CLI that answers at a free port, until the end of the block."""
+    port = free_port()
     environment = {**os.environ, "HEADRACE_HOME": str(home), "HEADRACE_PORT": str(port)}
     with output.open("ab") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", *command], env=environment, stdout=out, stderr=out
+        )
     running = Service(port, process, output)
     try:
         yield running

@@ -254,7 +254,7 @@ class System:
 def recommenders(system: System, recipe: Recipe) -> dict[str, Ask]:
     """Those that are compared, by name."""
     known, model, id_only = system.known, system.model, system.id_only
-    headrace = Recommender(model.replica, known.catalog, known.features, recipe.cold_start)
+    headrace = Recommender(model.replica, known.catalog, known.features, recipe.recommend)
 
     def switch(users: Users) -> list[int]:
         return model.best(users) if len(users.history.values) else known.popular(users)

@@ -29,7 +29,7 @@ from infra.recipe import load_recipe
 from serving.replica import Applied, Replica
 from streaming.samples import decode_samples
 from trainers.trainer import Trainer
-from trainers.versions import VersionStore
+from trainers.version_store import VersionStore
 
 SEEDS = (0, 1, 2)
 WIRES: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")

@@ -63,6 +63,7 @@ class Attributes:
         self._lock = Lock()
         self._rows = IdMap()
         self._heard = 0  # so many names, ever
+        self.changes = 0  # descriptions that came and went since this was made
         self._newest = GrowingArray(np.int64)  # by row: which of them was the last of this entity
         self._names = np.empty(0, object)  # str by row
         self._texts = np.empty(0, object)  # str by row, None without a description
@@ -106,6 +107,7 @@ class Attributes:
             rows, kept, flat = rows[last], [kept[i] for i in last.tolist()], None
         cells = self._describe(rows, kept, flat)
         forgotten = self._forget() if self._heard % TURN == 0 else declared[:0]
+        self.changes += len(declared) + len(forgotten)
         return Change(declared[last], cells, forgotten)
 
     def _mention(self, names: Sequence[str]) -> tuple[Ids, Ids]:
@@ -172,6 +174,13 @@ class Attributes:
         with self._lock:
             rows = self._rows.find(entities)
             return [None if row == EMPTY else self._names[row] for row in rows.tolist()]
+
+    def ids(self) -> Ids:
+        """The stable ids of all that were heard of."""
+        with self._lock:
+            ids: Ids = self._rows.ids
+            there: Ids = ids[ids != EMPTY]
+        return there
 
     def newest(self, count: int) -> Ids:
         """The `count` entities that were heard of last, the newest first."""

@@ -76,6 +76,11 @@ class CatalogItem:
     title: str | None
     attributes: dict[str, Any]
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that was said of it, the title too."""
+        return self.attributes if self.title is None else {**self.attributes, "title": self.title}
+
 
 class CatalogUser(NamedTuple):
     """What is known of a user, from its `user` event."""
@@ -254,14 +259,17 @@ class Catalog:
         A word that begins a word of the title counts more than one inside of it. An empty text
         gives what is popular.
         """
+        found = self.found(text, limit).tolist()
+        return [item for i in found if (item := self.get(i)) is not None]
+
+    def found(self, text: str, limit: int) -> Ids:
+        """The stable ids of what `search` finds, in its order."""
         words = text.casefold().split()
         if not words:
-            found = self.popular(limit)
-        else:
-            items, starts, titles = self._titles.search(words)
-            popularity = self._statistics.columns(items).popularity
-            found = _best(items, (-starts, -popularity), titles, limit)
-        return [item for i in found if (item := self.get(i)) is not None]
+            return np.array(self.popular(limit), np.int64)
+        items, starts, titles = self._titles.search(words)
+        popularity = self._statistics.columns(items).popularity
+        return np.array(_best(items, (-starts, -popularity), titles, limit), np.int64)
 
     # -- what is hot, and what is new ----------------------------------------------------------
 

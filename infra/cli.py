@@ -14,10 +14,13 @@ from rich.console import Console
 from infra import (
     archive_command,
     daily_command,
+    doctor_command,
     edge_commands,
     features_command,
     replay_command,
+    serve_command,
     topics_command,
+    versions_command,
     visitors_command,
 )
 from infra.home import Learning
@@ -38,11 +41,14 @@ app = typer.Typer(
 
 app.command()(edge_commands.ingest)
 app.add_typer(edge_commands.dead_letters, name="dead-letters")
+app.command()(serve_command.serve)
+app.command()(doctor_command.doctor)
 app.command()(replay_command.replay)
 app.command()(daily_command.daily)
 app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
 app.add_typer(features_command.features, name="features")
+app.add_typer(versions_command.versions, name="versions")
 app.command()(visitors_command.visitors)
 
 

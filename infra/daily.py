@@ -16,7 +16,6 @@ leaves notices that the log has not had, as its number tells: the next start app
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -31,11 +30,13 @@ from infra.recipe import Recipe
 from streaming.archive import Archive
 from streaming.archive_records import ArchivedSamples
 from streaming.artefact import Artefact
+from streaming.artefact_store import open_artefacts
 from streaming.cuts import CutDirectory
 from streaming.errors import ArtefactError, LogError
 from streaming.log import VERSIONS, Append, Log, TopicPartition
 from trainers.trainer import Trainer
-from trainers.versions import VersionInfo, VersionStore, new_lineage
+from trainers.version_store import VersionStore
+from trainers.versions import VersionInfo, new_lineage
 
 GROUP = "daily"
 _TURN = TopicPartition(VERSIONS, 0)  # its position in the group is the number of the last notices
@@ -72,8 +73,9 @@ class DailyTraining:
         self._clock = clock
         self._reached = reached
         self._lineage = new_lineage()
-        self._versions = VersionStore(home.versions)
-        self._versions_of_model = home.versions / recipe.trainer.model
+        self._versions = VersionStore(
+            open_artefacts(recipe.versions or home.versions), may_wait=False
+        )
         self._cuts = CutDirectory(
             home.cuts(GROUP), recipe.trainer_loop.cuts_kept, recipe.trainer_loop.deltas
         )
@@ -138,7 +140,7 @@ class DailyTraining:
         # The store knows only of this process's own, and a day has perhaps no more than one.
         self._lineages = [name for name in self._lineages if name != self._lineage]
         for old in self._lineages[: 1 - _LINEAGES_KEPT]:
-            shutil.rmtree(self._versions_of_model / old, ignore_errors=True)
+            self._versions.remove_lineage(self._trainer_config.model, old)
         self._lineages = [*self._lineages[1 - _LINEAGES_KEPT :], self._lineage]
 
     def _cut(self) -> None:

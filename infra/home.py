@@ -119,6 +119,18 @@ class Home:
             f"runs in {self.path}: stop it, or set HEADRACE_HOME to another directory",
         )
 
+    def holder(self) -> str | None:
+        """Who runs in the home, as the lock tells; None if nobody does."""
+        try:
+            with (self.path / "lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.read() or "another headrace"
+        except FileNotFoundError:
+            pass
+        return None
+
     def locked_for_training(self, command: str) -> AbstractContextManager[None]:
         """Keeps a second trainer out, as `locked` does a run; `command` is what this one is.
 

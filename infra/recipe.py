@@ -12,7 +12,9 @@ from features.store_config import StoreConfig
 from infra.home import Learning
 from infra.recipe_file import RECIPES, read_recipe
 from serving.api import ApiConfig
-from serving.cold_start import ColdStartConfig
+from serving.impression_log import ImpressionLogConfig
+from serving.recommender import RecommendConfig
+from serving.replica import ReplicaConfig
 from streaming.archive import ArchiveConfig
 from streaming.errors import ConfigError
 from streaming.events import EventRules
@@ -39,6 +41,7 @@ class Recipe:
     source: str = "ml-latest-small"  # a name in streaming.sources.registry, or NO_SOURCE
     learning: Learning = "realtime"
     log: str | None = None  # the URL of a log in Kafka; else the embedded one in the home
+    versions: str | None = None  # path or URL of their store, s3://bucket/prefix; else in the home
     data: str = ""  # the directory with data that is not shipped; else that of HEADRACE_DATA
     events: EventRules = field(default_factory=EventRules)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
@@ -49,7 +52,9 @@ class Recipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     serving: ApiConfig = field(default_factory=ApiConfig)
-    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+    recommend: RecommendConfig = field(default_factory=RecommendConfig)
+    impressions: ImpressionLogConfig = field(default_factory=ImpressionLogConfig)
     skew: SkewConfig = field(default_factory=SkewConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

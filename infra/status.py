@@ -17,7 +17,7 @@ from infra.home import Home, Learning
 from serving.times import time_text
 from streaming.cuts import CutDirectory
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
-from trainers.versions import read_announcement
+from trainers.versions import is_doorbell, read_announcement
 
 # Which topics each consumer group reads. By day one learns what is archived, so there it is the
 # archive that something may wait for.
@@ -58,14 +58,17 @@ def progress(log: Log, learning: Learning) -> Progress:
 def newest_version(log: Log) -> dict[str, Any] | None:
     """The newest announcement on the topic `versions`."""
     place = TopicPartition(VERSIONS, 0)
-    end = log.ends([VERSIONS])[place]
-    empty = end == log.positions(NOBODY, [VERSIONS])[place]
-    records = [] if empty else log.read({place: end - 1}, 1, timeout_s=0)
-    if not records:
+    end, first = log.ends([VERSIONS])[place], log.positions(NOBODY, [VERSIONS])[place]
+    position, record = end, None
+    while record is None and position > first:  # there may be doorbells behind it
+        position = max(first, position - 1)
+        found = log.read({place: position}, 1, timeout_s=0)
+        record = next((one for one in found if not is_doorbell(one)), None)
+    if record is None:
         return None
-    announced: dict[str, Any] = json.loads(records[0].value)
-    name = read_announcement(records[0]).name
-    return {**announced, "name": name, "published_us": records[0].logged_us}
+    announced: dict[str, Any] = json.loads(record.value)
+    name = read_announcement(record).name
+    return {**announced, "name": name, "published_us": record.logged_us}
 
 
 def joiner_counts(cuts: Path) -> dict[str, int]:

@@ -125,7 +125,9 @@ class Visitors:
     def reacts(
         self, user: int, place: int, day: float, answer: Mapping[str, Any], rng: np.random.Generator
     ) -> tuple[list[LaterEvent], Visit]:
-        """What happens to an answer at a time (days of the world), impressions first."""
+        """What happens to an answer at a time (days of the world), impressions first, if the
+        service has not logged them itself.
+        """
         scenario, choice = self._world.config.scenarios[place], self._world.choice
         listed = answer["items"][: scenario.length]
         if not listed:
@@ -151,7 +153,11 @@ class Visitors:
         }  # fmt: skip
         clicks = len(set(done.positions[done.kinds == REACTIONS.index("click")].tolist()))
         visit = Visit(len(listed), clicks, float(expected.sum()), best)
-        return list(_events([str(one["item_id"]) for one in listed], about, done)), visit
+        names = [str(one["item_id"]) for one in listed]
+        events = _events(names, about, done)
+        if answer.get("logged"):
+            events = (one for one in events if one.event["kind"] != "impression")
+        return list(events), visit
 
     def _interests(self, user: int, hour: int) -> Interests:
         """What a user is after; everybody's is worked out at once, and kept for an hour."""

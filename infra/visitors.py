@@ -177,9 +177,9 @@ class Crowd:
 
     def _visit(self, number: int, outbox: Outbox) -> None:
         user, place, rng = self._visitors.asks(number)
-        length = self._world.config.scenarios[place].length
+        scenario = self._world.config.scenarios[place]
         begun = time.perf_counter()
-        answer = self._service.recommend(f"u{user}", length)
+        answer = self._service.recommend(f"u{user}", scenario.length, scenario.name)
         latency_ms = (time.perf_counter() - begun) * 1e3
         # The world goes on where its recorded days end.
         day = self._world.config.days + (time.monotonic() - self._begun) / 86_400

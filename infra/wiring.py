@@ -15,13 +15,16 @@ from streaming.artefact import Artefact
 from streaming.log import EVENTS, SAMPLES, Log, TopicPartition
 from streaming.loop import Loop, Read
 from streaming.shares import Shares, SharesConfig
+from streaming.tail import Tail, TailConfig
 
 if TYPE_CHECKING:
+    from features.catalog import Catalog
     from trainers.exchange import Exchange
     from trainers.group import Led, Member
-    from trainers.versions import VersionStore
+    from trainers.version_store import VersionStore
 
 # Each builder imports what only its own process needs: importing Feast takes seconds.
+_HOURS_KEPT = 6  # of each the first snapshot stays, so that `headrace versions rollback` finds one
 
 
 def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
@@ -72,13 +75,48 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     )
 
 
+def catalog_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Catalog]:
+    """`events` -> what serving knows of items and users."""
+    return Loop(
+        log,
+        "catalog",
+        [EVENTS],
+        _catalog(recipe),
+        home.cuts("catalog"),
+        config=recipe.loop,
+    )
+
+
+def catalog_tail(recipe: Recipe, home: Home, log: Log) -> Tail[Catalog]:
+    """The same catalog in one more process, which leaves the group `catalog` alone."""
+    config = TailConfig(recipe.loop.limit, recipe.loop.idle_s)
+    return Tail(log, [EVENTS], _catalog(recipe), home.cuts("catalog"), config)
+
+
+def _catalog(recipe: Recipe) -> Callable[[Artefact | None], Catalog]:
+    from features.catalog import Catalog
+
+    return lambda state: Catalog(
+        recipe.events, recipe.behaviour, recipe.aggregator, state, recipe.catalog
+    )
+
+
+def version_store(recipe: Recipe, home: Home) -> VersionStore:
+    """Where versions are published, and replicas find them."""
+    from streaming.artefact_store import open_artefacts
+    from trainers.version_store import VersionStore
+
+    place = open_artefacts(recipe.versions or home.versions)
+    return VersionStore(place, hours_kept=_HOURS_KEPT)
+
+
 def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
     """`samples` -> versions."""
     from trainers.trainer import Trainer
-    from trainers.versions import VersionStore, new_lineage
+    from trainers.versions import new_lineage
 
     _use_one_thread()
-    lineage, store = new_lineage(), VersionStore(home.versions)
+    lineage, store = new_lineage(), version_store(recipe, home)
     return _loop_to_versions(
         recipe, home, log, store, lambda state: Trainer(recipe.trainer, lineage, state)
     )
@@ -89,10 +127,9 @@ def trainer_rank(recipe: Recipe, home: Home, log: Log, exchange: Exchange) -> Le
     from trainers.group import Leader, Led, Member
     from trainers.peers import Ranks
     from trainers.trainer import Trainer
-    from trainers.versions import VersionStore
 
     _use_one_thread()
-    cuts, store, peers = home.cuts("trainer"), VersionStore(home.versions), Ranks(exchange)
+    cuts, store, peers = home.cuts("trainer"), version_store(recipe, home), Ranks(exchange)
 
     def make(lineage: str, state: Artefact | None) -> Trainer:
         return Trainer(recipe.trainer, lineage, state, peers)

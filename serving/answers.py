@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from features.catalog import CatalogItem
+from streaming.errors import HeadraceError
 from streaming.event_columns import NONE
 from trainers.versions import VersionInfo
+
+
+class BadQuestion(HeadraceError):
+    """What is asked has no answer; the message says what to ask instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,8 @@ class Wanted:
     `scenario` is where they will be shown, as in events. `words` are what the user searches for.
     Each of the `filters` names an attribute of items and the values that will do; an item must pass
     all of them. Items named in `excluded` are not shown, those the user acted upon lately only if
-    `seen`. With `explain` the answer says why each item stands where it stands.
+    `seen`. With `explain` the answer says why each item stands where it stands. It becomes
+    impressions if it is to be `shown` to the user.
     """
 
     user_id: str
@@ -29,6 +35,7 @@ class Wanted:
     excluded: Sequence[str] = ()
     seen: bool = False
     explain: bool = False
+    shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,14 @@ class Recommendation:
     `hot`, `interests`, `new`, `search` or `content`.
 
     `score` is the part of the user's actions to come that is expected to fall on the item, or of
-    similar items how alike they are; 0 if it is there only to fill the answer.
+    similar items how alike they are; 0 if it is there only to fill the answer. `statistics` of the
+    item and `why` it stands there are told only to who asked for an explanation.
     """
 
     item: CatalogItem
     score: float
     source: str
-    statistics: Mapping[str, Any]
+    statistics: Mapping[str, Any] = field(default_factory=dict)
     why: Explanation | None = None
 
 
@@ -68,7 +76,8 @@ class Answer:
     all that was read there of the `user`, a stable id; nothing of -1, where no user had asked.
     `arms` has the user's arm in each experiment that this answer is part of. `degraded` has a
     sentence for each part that was late or broken, and that the answer does without; `took_ms` is
-    how long each stage took. `unknown` are the items that were to be ranked and that nobody knows.
+    how long each part took, and `all` of it. `unknown` are the items that were to be ranked and
+    that nobody knows.
     """
 
     request_id: str

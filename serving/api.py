@@ -5,38 +5,54 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, PositiveInt
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
-from features.catalog import Catalog, CatalogItem
-from serving.answers import Answer, Recommendation, Wanted
-from serving.ingestion import (
-    BadBody,
-    BodyTooLarge,
-    Desk,
-    EventsAnswer,
-    LinesAnswer,
-    LineTaker,
-    Unpacker,
-    take_list,
-)
+from features.catalog import Catalog
+from serving.answer_json import answer_json, encoded, item_fields, ranked_json, user_json
+from serving.answers import Answer, BadQuestion, Wanted
+from serving.api_config import ApiConfig, ApiKey, GateConfig
+from serving.bodies import Unpacker, chunks, is_packed, parsed, read_body
+from serving.gate import Gate
+from serving.guard import Guard, Observed
+from serving.ingestion import Desk, LineTaker, take_list
 from serving.metrics import ServingMetrics
+from serving.openapi import described, errors, events_body, question_body
 from serving.recommender import Recommender
-from serving.times import time_text
-from streaming.errors import HeadraceError, LogFull
+from serving.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit, retry_after
+from serving.schemas import (
+    Alive,
+    Count,
+    EventsAnswer,
+    Id,
+    ItemsAnswer,
+    LinesAnswer,
+    NotReady,
+    RankAnswer,
+    RankQuestion,
+    Ready,
+    RecommendAnswer,
+    RecommendQuestion,
+    UserAnswer,
+    Words,
+)
+from streaming.errors import Backpressure, HeadraceError, LogFull
 from streaming.events import EventRules
 from streaming.log import Log
 
+__all__ = ["ApiConfig", "ApiKey", "GateConfig", "Service", "create_app"]
 logger = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
 # The page needs nothing but its own files and this interface.
@@ -44,72 +60,18 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
+Write = Callable[..., bytes]  # an answer as JSON
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-
-UserId = Annotated[str, Query(min_length=1, max_length=256, description="The user's id.")]
-Count = Annotated[int, Query(ge=1, le=500, description="How many items at most.")]
-
-
-@dataclass(frozen=True)
-class ApiConfig:
-    """Where to listen, and how much a request may bring.
-
-    A `host` other than a loopback address opens the service to the network. Bodies are measured
-    unpacked. NDJSON has a limit of its own, for it is taken in batches of `max_events`.
-    """
-
-    host: str = "127.0.0.1"
-    max_body_bytes: PositiveInt = 1_048_576
-    max_events: PositiveInt = 1_000
-    max_ndjson_bytes: PositiveInt = 67_108_864
-
-
-class Item(BaseModel):
-    """An item of the catalog."""
-
-    item_id: str
-    title: str | None
-    attributes: dict[str, Any]
-
-
-class ScoredItem(Item):
-    """An item of an answer; `source` is the model that proposed it, or `popular`, `hot`,
-    `interests`, `new` or `content`.
-
-    `score` is the part of the user's actions to come that is expected to fall on it, or of similar
-    items how alike they are.
-    """
-
-    score: float
-    source: str
-    statistics: dict[str, Any]
-
-
-class ItemsAnswer(BaseModel):
-    items: list[Item]
-
-
-class RecommendAnswer(BaseModel):
-    """`watermark` is the newest event time that the served version has learnt.
-
-    `features_at` is the event time of the newest of the user's `known_actions`.
-    """
-
-    request_id: str
-    user_id: str | None = None
-    items: list[ScoredItem]
-    version: str | None
-    watermark: str | None
-    known_actions: int
-    features_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """What the interface stands on; handed in by the composition root.
 
-    `status` says how the whole system does; `not_ready` why it cannot answer yet, or None;
-    `answered` is told of every answer to a user.
+    `status` says how the whole system does; `not_ready` why it cannot answer yet, or None, and so
+    does each of the `checks`; `answered` is told of every answer that a user is shown, and says
+    whether its impressions will be in the log. `replica_name` names this process among others that
+    answer.
     """
 
     log: Log
@@ -119,235 +81,363 @@ class Service:
     metrics: ServingMetrics
     status: Callable[[], dict[str, Any]]
     not_ready: Callable[[], str | None]
-    answered: Callable[[Answer], None] = lambda _answer: None
+    answered: Callable[[Answer], bool] = lambda _answer: False
+    replica_name: str = ""
+    checks: Sequence[Callable[[], str | None]] = ()
 
 
-def create_app(service: Service, config: ApiConfig) -> FastAPI:
+def create_app(
+    service: Service, config: ApiConfig, clock: Callable[[], float] = time.monotonic
+) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(
         title="Headrace",
         description="A recommender that learns from every event as it comes.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
-    app.middleware("http")(_observed(service.metrics))
-    _handle_errors(app)
+    _answer_questions(app, service, Gate("answers", config.answers, service.metrics), config)
+    _take_events(app, service, Gate("events", config.events, service.metrics), config)
+    _tell_of_the_system(app, service)
+    _serve_the_page(app)
+    _answer_errors(app)
+    app.openapi = described(app.openapi, config)  # type: ignore[method-assign]
+    # The last one added stands first.
+    app.add_middleware(Guard, config=config, clock=clock)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "X-Api-Key", "Content-Type", "Content-Encoding"),
+            expose_headers=("X-Request-Id", "X-Headrace-Replica", "Retry-After"),
+        )
+    app.add_middleware(Observed, metrics=service.metrics, replica=service.replica_name)
+    return app
 
-    @app.get("/v1/recommend")
-    def recommend(user_id: UserId, k: Count = 10) -> RecommendAnswer:
+
+# -- questions -----------------------------------------------------------------------------
+
+
+def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiConfig) -> None:
+    recommender, catalog = service.recommender, service.catalog
+
+    def told(answer: Answer, write: Write, wanted: Wanted | None = None) -> Response:
+        for one in answer.items:
+            service.metrics.answers.labels(one.source).inc()
+        logged = wanted is not None and wanted.shown and service.answered(answer)
+        explain = wanted is not None and wanted.explain
+        body = write(answer, explain=explain, logged=logged)
+        return _json(body, {"X-Request-Id": answer.request_id})
+
+    def recommended(wanted: Wanted) -> Response:
+        return told(recommender.recommend(wanted), answer_json, wanted)
+
+    @app.get(
+        "/v1/recommend", response_model=RecommendAnswer, responses=errors(422, 429, 503),
+        operation_id="recommend",
+    )  # fmt: skip
+    async def recommend(  # noqa: PLR0913 - the parameters of a query
+        user_id: Annotated[Id, Query(description="The user's id.")],
+        k: Annotated[Count, Query(description="How many items at most.")] = 10,
+        scenario: Annotated[Id | None, Query(description="Where they will be shown.")] = None,
+        query: Annotated[Words | None, Query(description="What the user searches for.")] = None,
+        filter: Annotated[  # noqa: A002 - as it is called in the query
+            list[Annotated[str, Query(pattern=_FILTER, max_length=1_256)]],
+            Query(
+                description="`field:value`: an attribute that items must have. Of one field any of"
+                " its values will do.",
+                max_length=100,
+                examples=["genres:Drama"],
+            ),
+        ] = [],  # noqa: B006 - FastAPI makes a new one
+        explain: Annotated[bool, Query(description="Say why each item stands there.")] = False,
+        shown: Annotated[
+            bool, Query(description="Whether the user will see it: then it leaves impressions.")
+        ] = True,
+    ) -> Response:
         """The items for a user now; recent popularity for one who is not known."""
-        answer = service.recommender.recommend(Wanted(user_id, k))
-        service.answered(answer)
-        return _shown(answer, service.metrics, user_id)
+        filters: dict[str, list[str]] = {}
+        for one in filter:
+            field, _, value = one.partition(":")
+            filters.setdefault(field, []).append(value)
+        wanted = Wanted(user_id, k, scenario, query, filters, explain=explain, shown=shown)
+        return await gate.run(lambda: recommended(wanted))
 
-    @app.get("/v1/items/{item_id:path}/similar")
-    def similar(item_id: str, k: Count = 10) -> RecommendAnswer:
+    @app.post(
+        "/v1/recommend", response_model=RecommendAnswer, operation_id="recommend_in_context",
+        responses=errors(400, 408, 413, 415, 422, 429, 503),
+        openapi_extra=question_body(RecommendQuestion),
+    )  # fmt: skip
+    async def recommend_in_context(request: Request) -> Response:
+        """The same with all that can be said of what is wanted."""
+        gate.check()
+        body = await read_body(request, config.max_body_bytes)
+
+        def work() -> Response:
+            asked = parsed(RecommendQuestion, body)
+            filters = {
+                field: [values] if isinstance(values, str) else values
+                for field, values in asked.filters.items()
+            }
+            return recommended(
+                Wanted(asked.user_id, asked.k, asked.scenario, asked.query, filters,
+                       asked.exclude, asked.seen, asked.explain, asked.shown)
+            )  # fmt: skip
+
+        return await gate.run(work)
+
+    @app.post(
+        "/v1/rank", response_model=RankAnswer, operation_id="rank",
+        responses=errors(400, 408, 413, 415, 422, 429, 503),
+        openapi_extra=question_body(RankQuestion),
+    )  # fmt: skip
+    async def rank(request: Request) -> Response:
+        """The given items in the order that suits a user, best first."""
+        gate.check()
+        body = await read_body(request, config.max_body_bytes)
+
+        def work() -> Response:
+            asked = parsed(RankQuestion, body)
+            items = list(dict.fromkeys(asked.item_ids))
+            wanted = Wanted(
+                asked.user_id, len(items), asked.scenario, asked.query,
+                explain=asked.explain, shown=asked.shown,
+            )  # fmt: skip
+            return told(recommender.rank(wanted, items), ranked_json, wanted)
+
+        return await gate.run(work)
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar", response_model=RecommendAnswer,
+        responses=errors(404, 422, 429, 503), operation_id="similar",
+    )  # fmt: skip
+    async def similar(item_id: str, k: Count = 10) -> Response:
         """The items nearest to an item in the model's space."""
-        return _shown(service.recommender.similar(item_id, k), service.metrics, None)
+        return await gate.run(lambda: told(recommender.similar(item_id, k), answer_json))
 
-    @app.get("/v1/items")
-    def items(search: str = "", limit: Count = 10) -> ItemsAnswer:
+    @app.get(
+        "/v1/users/{user_id:path}", response_model=UserAnswer, operation_id="user",
+        responses=errors(404, 422, 429, 503),
+    )  # fmt: skip
+    async def user(user_id: Annotated[Id, PathField()]) -> Response:
+        """What is known of a user."""
+
+        def work() -> Response:
+            known = recommender.known(user_id)
+            if not known.is_known:
+                sentence = f"nothing is known of the user {user_id!r}: no event names that id yet"
+                return _error(404, sentence)
+            return _json(user_json(known))
+
+        return await gate.run(work)
+
+    @app.get(
+        "/v1/items", response_model=ItemsAnswer, responses=errors(422, 429, 503),
+        operation_id="items",
+    )  # fmt: skip
+    async def items(search: str = "", limit: Count = 10) -> Response:
         """Items by the words of their title; what is popular for an empty search."""
-        return ItemsAnswer(items=[_item(i) for i in service.catalog.search(search[:200], limit)])
 
+        def work() -> Response:
+            found = catalog.search(search[:200], limit)
+            return _json(encoded({"items": [item_fields(item) for item in found]}))
+
+        return await gate.run(work)
+
+
+_FILTER = "^[^:]{1,256}:"
+
+
+# -- events --------------------------------------------------------------------------------
+
+
+def _take_events(app: FastAPI, service: Service, gate: Gate, config: ApiConfig) -> None:
     desk = Desk(service.log, service.rules, service.metrics)
 
     @app.post(
-        "/v1/events",
-        status_code=202,
-        response_model=EventsAnswer | LinesAnswer,
+        "/v1/events", status_code=202, response_model=EventsAnswer | LinesAnswer,
+        operation_id="events", openapi_extra=events_body(service.rules),
         responses={
-            400: {}, 413: {}, 415: {}, 503: {}, 507: {},
-            422: {"model": EventsAnswer | LinesAnswer},
+            **errors(400, 408, 413, 415, 429, 503, 507, also=LinesAnswer),
+            422: {"description": "No event was accepted.", "model": EventsAnswer | LinesAnswer},
         },
-        openapi_extra={"requestBody": {"required": True, "content": {
-            "application/json": {
-                "schema": {"oneOf": [{"type": "object"}, {"type": "array"}]},
-                "example": {"kind": "rate", "user_id": "u1", "item_id": "318", "value": 5},
-            },
-            "application/x-ndjson": {"schema": {"type": "string"}},
-        }}},
     )  # fmt: skip
     async def events(request: Request) -> Response:
         """Takes one event, a list, or lines; answers what was accepted, and what was not and why.
 
         Lines (`application/x-ndjson`) are taken as they come, so that there may be many. Any body
-        may be gzip.
+        may be gzip. What was accepted is durable. An event that is sent again with the same
+        `event_id` counts once.
         """
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("gzip", "identity", ""):
-            return _error(415, f"Content-Encoding {encoding!r}: send gzip, or nothing packed")
-        try:
-            if _media_type(request) in NDJSON_TYPES:
-                return await _take_lines(request, desk, config)
-            sent = await _json_body(request, config)
-        except ClientDisconnect:
-            return _error(400, "the body ended early")  # nobody is there to read it
-        if isinstance(sent, Response):
-            return sent
-        listed = sent if isinstance(sent, list) else [sent]
-        if len(listed) > config.max_events:
-            return _error(413, f"{len(listed)} events: {config.max_events} at most in one request")
-        answer = await run_in_threadpool(take_list, desk, listed)
-        status = 202 if answer.accepted or not listed else 422
-        return JSONResponse(answer.model_dump(), status)
-
-    @app.get("/v1/status")
-    def status() -> dict[str, Any]:
-        """Progress, lag, versions and figures of the whole system."""
-        return service.status()
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        """The process lives."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", responses={503: {}})
-    def readyz() -> Response:
-        """The process can answer; if not, why."""
-        reason = service.not_ready()
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": reason}, 503)
-
-    @app.get("/metrics", include_in_schema=False)
-    def metrics() -> Response:
-        """For Prometheus."""
-        status = service.status()
-        for group, lag in (status.get("lag") or {}).items():
-            service.metrics.lag.labels(group).set(lag)
-        for view, figures in (status.get("features") or {}).items():
-            for quantile, name in (("0.5", "age_p50_s"), ("0.99", "age_p99_s")):
-                if name in figures:
-                    service.metrics.features_age.labels(view, quantile).set(figures[name])
-        for entity, known in (("item", service.catalog.items), ("user", service.catalog.users)):
-            refused = known.beyond + sum(field.refused for field in known.fields())
-            service.metrics.refused.labels(entity).set(refused)
-        text, content_type = service.metrics.exposition()
-        return Response(text, media_type=content_type)
-
-    @app.get("/", include_in_schema=False)
-    def playground() -> FileResponse:
-        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
-
-    app.mount("/web", StaticFiles(directory=WEB))
-    return app
+        gate.check()
+        if _media_type(request) in NDJSON_TYPES:
+            unpacker = Unpacker(is_packed(request), config.max_ndjson_bytes)
+            taker = LineTaker(desk, config.max_events, unpacker)
+            return await _take_lines(request, taker, gate, config)
+        body = await read_body(request, config.max_body_bytes)
+        return await gate.run(lambda: _take_json(desk, body, config.max_events))
 
 
-async def _json_body(request: Request, config: ApiConfig) -> Any:
-    """The body parsed, or the response that refuses it; never more than the limit is held."""
-    body = bytearray()
-    unpacker = Unpacker(_is_packed(request), config.max_body_bytes)
+def _take_json(desk: Desk, body: bytes, most: int) -> Response:
+    """One event, or a list of at most `most`."""
     try:
-        async for chunk in request.stream():
-            for piece in unpacker.feed(chunk):
-                body += piece
-        for piece in unpacker.finish():
-            body += piece
-    except (BodyTooLarge, BadBody) as error:
-        return _error(413 if isinstance(error, BodyTooLarge) else 400, str(error))
-    try:
-        return json.loads(body)
+        sent = json.loads(body)
     except (ValueError, RecursionError) as error:
-        return _error(
-            400,
+        raise BadBody(
             f"the body is not JSON ({error}): send one event or a list of events, or one event a"
-            " line with Content-Type: application/x-ndjson",
-        )
+            " line with Content-Type: application/x-ndjson"
+        ) from None
+    listed = sent if isinstance(sent, list) else [sent]
+    if len(listed) > most:
+        raise BodyTooLarge(f"{len(listed)} events: {most} at most in one request")
+    answer = take_list(desk, listed)
+    return JSONResponse(answer.model_dump(), 202 if answer.accepted or not listed else 422)
 
 
-async def _take_lines(request: Request, desk: Desk, config: ApiConfig) -> Response:
-    """Takes the lines of a body as they come; memory holds one batch of them."""
-    unpacker = Unpacker(_is_packed(request), config.max_ndjson_bytes)
-    taker = LineTaker(desk, config.max_events, unpacker)
+async def _take_lines(
+    request: Request, taker: LineTaker, gate: Gate, config: ApiConfig
+) -> Response:
+    """Takes the lines of a body as they come; memory holds one batch of them.
+
+    The gate may turn away the first of them. The rest waits for its turn, and so does who sends it.
+    """
+    begun = False
     try:
-        async for chunk in request.stream():
-            await run_in_threadpool(taker.feed, chunk)
-        answer = await run_in_threadpool(taker.finish)
+        async for chunk in chunks(request, config.max_ndjson_bytes):
+            await gate.run(partial(taker.feed, chunk), begun=begun)
+            begun = True
+        answer = await gate.run(taker.finish, begun=begun)
     except HeadraceError as error:
-        status, headers = _status_of(error)
         answer = taker.answer.model_copy(update={"error": str(error)})
-        return JSONResponse(answer.model_dump(), status, headers)
+        return JSONResponse(answer.model_dump(), _status_of(error), _headers_of(error))
     status = 202 if answer.accepted_count or not answer.rejected_count else 422
     return JSONResponse(answer.model_dump(exclude_none=True), status)
-
-
-def _is_packed(request: Request) -> bool:
-    return request.headers.get("content-encoding", "").strip().lower() == "gzip"
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _status_of(error: HeadraceError) -> tuple[int, dict[str, str]]:
-    """What an error is in HTTP, and when it makes sense to come again."""
-    if isinstance(error, BodyTooLarge):
-        return 413, {}
-    if isinstance(error, BadBody):
-        return 400, {}
-    logger.error("%s", error)
-    if isinstance(error, LogFull):
-        return 507, {"Retry-After": "60"}  # somebody has to free some space
-    return 503, {"Retry-After": "2"}
+# -- the system ----------------------------------------------------------------------------
 
 
-def _shown(answer: Answer, metrics: ServingMetrics, user_id: str | None) -> RecommendAnswer:
-    for recommendation in answer.items:
-        metrics.answers.labels(recommendation.source).inc()
-    return RecommendAnswer(
-        request_id=answer.request_id,
-        user_id=user_id,
-        items=[_scored(r) for r in answer.items],
-        version=None if answer.version is None else answer.version.name,
-        watermark=None if answer.version is None else time_text(answer.version.watermark_us),
-        known_actions=answer.known_actions,
-        features_at=time_text(answer.features_at_us),
-    )
+def _tell_of_the_system(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/status", responses=errors(422, 429, 503), operation_id="status")
+    def status() -> dict[str, Any]:
+        """Progress, lag, versions and figures of the whole system."""
+        return service.status()
+
+    @app.get("/healthz", response_model=Alive, responses=errors(), operation_id="healthz")
+    async def healthz() -> Response:
+        """The process lives."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get(
+        "/readyz", response_model=Ready, operation_id="readyz",
+        responses={**errors(), 503: {"description": "It cannot.", "model": NotReady}},
+    )  # fmt: skip
+    def readyz() -> Response:
+        """The process can answer; if not, why."""
+        found = [check() for check in (service.not_ready, *service.checks)]
+        reasons = [reason for reason in found if reason is not None]
+        if not reasons:
+            return JSONResponse({"status": "ready"})
+        shown = {"status": "not ready", "reason": "; ".join(reasons), "reasons": reasons}
+        return JSONResponse(shown, 503)
+
+    @app.get(
+        "/metrics", operation_id="metrics", response_class=Response,
+        responses={**errors(503), 200: {"description": "The text form of Prometheus.",
+                                        "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )  # fmt: skip
+    def metrics() -> Response:
+        """For Prometheus."""
+        _look(service)
+        text, content_type = service.metrics.exposition()
+        return Response(text, media_type=content_type)
 
 
-def _item(item: CatalogItem) -> Item:
-    return Item(item_id=item.item_id, title=item.title, attributes=item.attributes)
+def _look(service: Service) -> None:
+    """Sets the gauges that stand for what is so now."""
+    metrics, status = service.metrics, service.status()
+    for group, lag in (status.get("lag") or {}).items():
+        metrics.lag.labels(group).set(lag)
+    for view, figures in (status.get("features") or {}).items():
+        for quantile, name in (("0.5", "age_p50_s"), ("0.99", "age_p99_s")):
+            if name in figures:
+                metrics.features_age.labels(view, quantile).set(figures[name])
+    for entity, known in (("item", service.catalog.items), ("user", service.catalog.users)):
+        refused = known.beyond + sum(field.refused for field in known.fields())
+        metrics.refused.labels(entity).set(refused)
 
 
-def _scored(r: Recommendation) -> ScoredItem:
-    return ScoredItem(
-        **_item(r.item).model_dump(), score=r.score, source=r.source, statistics=dict(r.statistics)
-    )
+def _serve_the_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    def playground() -> FileResponse:
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    app.mount("/web", StaticFiles(directory=WEB))
 
 
-def _error(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status)
+# -- errors --------------------------------------------------------------------------------
 
 
-def _handle_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001
         first = error.errors()[0]
-        field = str(first["loc"][-1])
-        return _error(422, f"{field} = {first.get('input')!r}: {first['msg']}")
+        return _error(422, misfit(first["loc"], first.get("input"), first["msg"]))
 
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def nowhere(request: Request, error: HTTPException) -> Response:
-        return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        sentence = f"{request.method} {request.url.path}: {error.detail}"
+        headers = {"Allow": _allowed(app, request)} if error.status_code == 405 else None
+        return JSONResponse({"error": sentence}, error.status_code, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:  # noqa: ARG001
+        return _error(400, "the body ended early")  # nobody is there to read it
 
     @app.exception_handler(HeadraceError)
     async def unable(request: Request, error: HeadraceError) -> Response:  # noqa: ARG001
-        status, headers = _status_of(error)
-        return JSONResponse({"error": str(error)}, status, headers)
+        return JSONResponse({"error": str(error)}, _status_of(error), _headers_of(error))
 
 
-def _observed(
-    metrics: ServingMetrics,
-) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    async def observe(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        begun = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(route, response.status_code).observe(time.perf_counter() - begun)
-        return response
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of all routes with this path, for each knows only its own."""
+    routes = [r for r in app.routes if r.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({m for route in routes for m in getattr(route, "methods", ())}))
 
-    return observe
+
+def _status_of(error: HeadraceError) -> int:
+    """What an error is in HTTP."""
+    if isinstance(error, Refusal):
+        return error.status
+    if isinstance(error, BadQuestion):
+        return Invalid.status
+    logger.error("%s", error)
+    return 507 if isinstance(error, LogFull) else 503
+
+
+def _headers_of(error: HeadraceError) -> dict[str, str]:
+    """When it makes sense to come again."""
+    if isinstance(error, Refusal):
+        after_s = error.retry_after_s
+        return {} if after_s is None else {"Retry-After": retry_after(after_s)}
+    if isinstance(error, BadQuestion):
+        return {}
+    if isinstance(error, Backpressure):
+        return {"Retry-After": retry_after(error.retry_after_s)}
+    # Somebody has to free some space.
+    return {"Retry-After": "60" if isinstance(error, LogFull) else "2"}
+
+
+def _error(status: int, sentence: str) -> Response:
+    return JSONResponse({"error": sentence}, status)
+
+
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, headers=headers, media_type="application/json")

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +31,15 @@ from features.catalog import Catalog
 from features.content import evidence, handed_over, mean_vectors
 from features.newcomers import Young
 from features.popularity import HotLists, ListTrust, Shares
+from serving.index import Subset
 from serving.replica import Asked, ServedModel
 from streaming.kernels import EMPTY
 from trainers.versions import VersionInfo
 
 Floats = NDArray[np.float64]
 POPULAR, HOT, INTERESTS, NEW, CONTENT = "popular", "hot", "interests", "new", "content"
+SEARCH = "search"
+NOBODY = "nobody"  # where no source proposes an item that is to be ranked
 MODEL, FIRST = "model", "first"  # opinions: the sources have the model's own name
 _LONG_KNOWN = 10  # times the trust: what is expected of anybody is 1% then
 _REMEMBERED = 1_000  # kinds of people, or of likings
@@ -46,19 +50,21 @@ class ColdStartConfig:
     """How candidates are found and weighed.
 
     After `model_trust` actions of a user the model believes in them as much as in what it expects
-    of anybody, in which it believes by half after `first_trust` samples; hot lists and declared
-    interests count as `hot_trust` and `interests_trust` of that. `vector_trust` are the actions on
-    a new item that its neighbours count as much as, if they are just like it. `lists` says how fast
-    a hot list speaks for itself. The shares of new items are multiplied by `newcomers`: over 1
-    shows more of them than the model believes in. Every source proposes at most `candidates` items,
-    the model as many as are asked for if that is more. `temperature` turns scores into shares where
-    the version does not say with which one it was trained.
+    of anybody, in which it believes by half after `first_trust` samples; hot lists, declared
+    interests and found titles count as `hot_trust`, `interests_trust` and `search_trust` of that.
+    `vector_trust` are the actions on a new item that its neighbours count as much as, if they are
+    just like it. `lists` says how fast a hot list speaks for itself. The shares of new items are
+    multiplied by `newcomers`: over 1 shows more of them than the model believes in. Every source
+    proposes at most `candidates` items, the model as many as are asked for if that is more.
+    `temperature` turns scores into shares where the version does not say with which one it was
+    trained.
     """
 
     model_trust: PositiveFloat = 5.0
     first_trust: PositiveFloat = 50_000.0
     hot_trust: PositiveFloat = 1.0
     interests_trust: NonNegativeFloat = 1.0
+    search_trust: NonNegativeFloat = 50.0
     vector_trust: PositiveFloat = 0.1
     lists: ListTrust = field(default_factory=ListTrust)
     newcomers: NonNegativeFloat = 2.0
@@ -70,8 +76,9 @@ class ColdStartConfig:
 class Visit:
     """One request: what is known of the user, and the version that answers, if there is one.
 
-    `count` items are wanted, and the `hidden` will not be shown; `interests` were declared. Scores
-    of the version become shares by a softmax at `temperature`.
+    `count` items are wanted, and the `hidden` will not be shown, nor any that are not `allowed`;
+    `interests` were declared, and `words` are searched for. Scores of the version become shares by
+    a softmax at `temperature`.
     """
 
     users: Users
@@ -80,6 +87,8 @@ class Visit:
     count: int
     served: ServedModel | None
     temperature: float
+    allowed: Subset | None = None
+    words: str | None = None
 
     @property
     def user(self) -> int:
@@ -102,7 +111,7 @@ class Visit:
 
     def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
         """Scores (n,) as shares of what the version expects of all its items."""
-        total = asked.total(self.temperature)
+        total = asked.log_total(self.temperature)
         shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - total)
         return shares
 
@@ -132,30 +141,65 @@ class Proposals:
 Source = Callable[[Visit], Proposals | None]
 
 
-def pooled(proposals: Sequence[Proposals]) -> tuple[Ids, Floats, list[str]]:
-    """Every proposed item, best first, its pooled share, and the source of the largest part of it.
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What the sources propose together, best first: n items, their pooled shares (n,), and what
+    each source contributes to them, (sources, n).
+    """
 
-    Of equal shares the smaller id comes first.
+    items: Ids
+    shares: Floats
+    names: Sequence[str]
+    parts: Floats
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def source(self, place: int) -> str:
+        """Who contributes most to an item."""
+        return self.names[int(self.parts[:, place].argmax())]
+
+    def contributions(self, place: int) -> dict[str, float]:
+        """What each source contributes to an item, as far as it proposes it."""
+        found: dict[str, float] = {}
+        for name, part in zip(self.names, self.parts[:, place].tolist(), strict=True):
+            if part:
+                found[name] = found.get(name, 0.0) + part
+        return found
+
+    def where(self, places: Any) -> Candidates:
+        """Those at these places, or where a mask (n,) says so."""
+        return Candidates(
+            self.items[places], self.shares[places], self.names, self.parts[:, places]
+        )
+
+
+def pooled(proposals: Sequence[Proposals]) -> Candidates:
+    """Every proposed item, best first, with its pooled share. Of equal shares the smaller id comes
+    first.
 
     >>> model = Proposals("two_tower", np.array([7, 8]), np.array([0.5, 0.2]), "model", 3.0)
     >>> hot = Proposals("popular", np.array([8, 9]), np.array([0.8, 0.1]), "hot", 1.0)
-    >>> pooled([model, hot])
-    (array([7, 8, 9]), array([0.375, 0.35 , 0.025]), ['two_tower', 'popular', 'popular'])
+    >>> together = pooled([model, hot])
+    >>> together.items, together.shares
+    (array([7, 8, 9]), array([0.375, 0.35 , 0.025]))
+    >>> together.source(1), together.contributions(1)
+    ('popular', {'two_tower': 0.15000000000000002, 'popular': 0.2})
     """
+    names = [one.source for one in proposals]
     if not proposals:
-        return np.empty(0, np.int64), np.empty(0), []
+        return Candidates(np.empty(0, np.int64), np.empty(0), names, np.empty((0, 0)))
     total = sum({one.opinion: one.weight for one in proposals}.values())
     items, place = np.unique(np.concatenate([one.items for one in proposals]), return_inverse=True)
     parts = np.zeros((len(proposals), len(items)))
     start = 0
     for part, one in zip(parts, proposals, strict=True):
         end = start + len(one.items)
-        part[place[start:end]] = one.weight / total * one.shares
+        part[place[start:end]] = one.shares * (one.weight / total if total else 0.0)
         start = end
     shares = parts.sum(axis=0)
     order = np.argsort(-shares, kind="stable")
-    largest = parts.argmax(axis=0)[order].tolist()
-    return items[order], shares[order], [proposals[j].source for j in largest]
+    return Candidates(items[order], shares[order], names, parts[:, order])
 
 
 Expected = tuple[str, Asked, float]  # an opinion of the model, what it says, its weight
@@ -213,7 +257,7 @@ class FromModel(_OfModel):
         opinion, asked, weight = expected
         hidden = np.concatenate([visit.hidden, self._new.get(served).items])
         count = max(self._config.candidates, visit.count)
-        items, scores = served.best(asked, count, hidden)
+        items, scores = served.best(asked, count, hidden, visit.allowed)
         return Proposals(served.info.model, items, visit.softmax(asked, scores), opinion, weight)
 
 
@@ -265,11 +309,13 @@ class FromNew(_OfModel):
 
     def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals | None:
         new = self._new.get(served)
-        if not len(new.items):
+        allowed = _only(new.items, visit.allowed)
+        items, vectors = new.items[allowed], new.vectors[allowed]
+        if not len(items):
             return None
         opinion, asked, weight = expected
-        shares = self._config.newcomers * visit.softmax(asked, asked.scores_of(new.vectors))
-        return Proposals(NEW, new.items, shares, opinion, weight)
+        shares = self._config.newcomers * visit.softmax(asked, asked.scores_of(vectors))
+        return Proposals(NEW, items, shares, opinion, weight)
 
 
 class _Remembered:
@@ -280,21 +326,28 @@ class _Remembered:
     def __init__(self, catalog: Catalog, count: int) -> None:
         self._catalog = catalog
         self._count = count
-        self._kept: tuple[HotLists, dict[str, Shares]] = catalog.hot, {}
+        self._kept: tuple[HotLists, dict[tuple[str, Subset | None], Shares]] = catalog.hot, {}
 
-    def get(self, key: object, make: Callable[[], Shares]) -> Shares:
+    def get(self, key: object, allowed: Subset | None, make: Callable[[], Shares]) -> Shares:
         hot = self._catalog.hot
         if self._kept[0] is not hot:
             self._kept = hot, {}
-        kept, name = self._kept[1], repr(key)
+        kept, name = self._kept[1], (repr(key), allowed)
         found = kept.get(name)
         if found is None:
             items, shares = make()
+            there = _only(items, allowed)
+            items, shares = items[there], shares[there]
             best = np.argsort(-shares, kind="stable")[: self._count]
             found = items[best], shares[best]
             if len(kept) < _REMEMBERED:
                 kept[name] = found
         return found
+
+
+def _only(items: Ids, allowed: Subset | None) -> NDArray[np.bool_]:
+    """Which of the items (n,) may be shown."""
+    return np.ones(len(items), np.bool_) if allowed is None else np.isin(items, allowed.ids)
 
 
 class FromHot:
@@ -308,7 +361,7 @@ class FromHot:
     def __call__(self, visit: Visit) -> Proposals | None:
         cells = self._catalog.cells(visit.user)
         items, shares = self._shares.get(
-            cells, lambda: self._catalog.hot_for(cells, self._config.lists)
+            cells, visit.allowed, lambda: self._catalog.hot_for(cells, self._config.lists)
         )
         if not len(items):
             return None
@@ -330,6 +383,7 @@ class FromInterests:
             return None
         items, shares = self._shares.get(
             said,
+            visit.allowed,
             lambda: self._catalog.of_interest(said, self._config.lists, self._config.candidates),
         )
         if not len(items):
@@ -337,10 +391,36 @@ class FromInterests:
         return Proposals(INTERESTS, items, shares, INTERESTS, self._config.interests_trust)
 
 
-def all_sources(config: ColdStartConfig, catalog: Catalog) -> list[Source]:
-    """All of them."""
-    sources: list[Source] = []
+class FromSearch:
+    """Items whose titles have the words that are searched for, in the order of the catalog; the
+    share of the n-th is in proportion to 1 / n (Zipf).
+    """
+
+    def __init__(self, config: ColdStartConfig, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+
+    def __call__(self, visit: Visit) -> Proposals | None:
+        if not visit.words:
+            return None
+        items = self._catalog.found(visit.words, self._config.candidates)
+        items = items[_only(items, visit.allowed)]
+        if not len(items):
+            return None
+        shares = 1.0 / np.arange(1, len(items) + 1)
+        return Proposals(SEARCH, items, shares / shares.sum(), SEARCH, self._config.search_trust)
+
+
+def all_sources(config: ColdStartConfig, catalog: Catalog) -> dict[str, Source]:
+    """All of them, by the names by which an answer says that it does without one."""
     new = NewVectors(config, catalog)
-    for expects in (of_what_he_did(config), of_anybody(config)):
-        sources += [FromModel(config, new, expects), FromNew(config, new, expects)]
-    return [*sources, FromHot(config, catalog), FromInterests(config, catalog)]
+    known, anybody = of_what_he_did(config), of_anybody(config)
+    return {
+        "model": FromModel(config, new, known),
+        "model_new": FromNew(config, new, known),
+        "first": FromModel(config, new, anybody),
+        "first_new": FromNew(config, new, anybody),
+        "hot": FromHot(config, catalog),
+        "interests": FromInterests(config, catalog),
+        "search": FromSearch(config, catalog),
+    }

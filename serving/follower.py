@@ -1,45 +1,97 @@
-"""The follower: tails the topic `versions` and keeps a replica on the newest version."""
+"""The follower: tails the topic `versions` and keeps a replica on the newest version.
+
+What it does next is always a *plan*: the chain of known versions that leads furthest from what is
+served, be it the deltas that continue it or a newer snapshot and what follows that. A version that
+cannot be read, or that the replica refuses, is in no plan; so a gap, a damaged shard and a new
+lineage are all healed by the same rule, and what is served goes on being served meanwhile.
+
+Where the store says that replicas are held at a version, the plan is the way to that one.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from serving.replica import Applied, Replica
+from streaming.artefact_store import StoreAway
 from streaming.errors import ArtefactError
 from streaming.log import VERSIONS, Log, Record, TopicPartition
-from trainers.versions import VersionInfo, VersionStore, read_announcement
+from trainers.compaction import compact_chain, rows_in
+from trainers.version_store import VersionStore
+from trainers.versions import Version, VersionInfo, is_doorbell, read_announcement
 
 logger = logging.getLogger(__name__)
 _PLACE = TopicPartition(VERSIONS, 0)
+_ROWS_AT_ONCE = 1_000_000
+_LOOK_AT_CONTROL_S = 10.0  # should nobody ring
+_LONGEST_DELAY_S = 30.0
+
+
+class _Failure(NamedTuple):
+    """How often something could not be read, and when it is worth trying again."""
+
+    times: int = 0
+    again_at: float = 0.0
+
+    def once_more(self, now: float) -> _Failure:
+        # At once the first time: what was being moved may be there now.
+        delay_s = 0.0 if self.times == 0 else min(_LONGEST_DELAY_S, 0.2 * 2.0**self.times)
+        return _Failure(self.times + 1, now + delay_s)
 
 
 class Follower:
-    """Applies announced versions in order; a gap is healed from the newest snapshot.
+    """Keeps a replica on the newest version that can be reached, or on the one it is held at.
 
-    While it heals, the replica goes on answering with what it has. `look_back` offsets are searched
-    for a snapshot; the trainer makes one at least that often.
+    Of what waits, the deltas are compacted and laid over the replica in one step, of at most about
+    `rows_at_once` rows, and a snapshot is laid with all that follows it. Versions are remembered
+    for `look_back` offsets; the trainer makes a snapshot at least that often.
+
+    `applied` is told of the newest version in each step, and of the seconds from the beginning of
+    its reading; `refused` of one that the replica did not take, and why.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the wiring of a thread, done once
         self,
         log: Log,
         store: VersionStore,
         replica: Replica,
         look_back: int,
         applied: Callable[[VersionInfo, float], None] = lambda _info, _seconds: None,
+        refused: Callable[[VersionInfo, str], None] = lambda _info, _reason: None,
+        *,
+        rows_at_once: int = _ROWS_AT_ONCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._store = store
         self._replica = replica
         self._look_back = look_back
         self._applied = applied
-        self._lineages: list[str] = []  # in the order in which they first came
-        # A group that never was stands at the first record that is still there.
-        self._first = log.positions("follower", [VERSIONS])[_PLACE]
-        self._position = max(self._first, log.ends([VERSIONS])[_PLACE] - self._look_back)
+        self._refused = refused
+        self._rows_at_once = rows_at_once
+        self._clock = clock
+        self._reader = ThreadPoolExecutor(1, "versions")
+        self._position = max(
+            # A group that never was stands at the first record that is still there.
+            log.positions("follower", [VERSIONS])[_PLACE],
+            log.ends([VERSIONS])[_PLACE] - look_back,
+        )
+        self._known: dict[str, VersionInfo] = {}  # by name, in the order of their announcement
+        self._lineages: dict[str, int] = {}  # their places in the order in which they first came
+        self._refusals: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+        self._tried: set[str] = set()  # in vain, in this turn
+        self._away = _Failure()
+        self._pinned: str | None = None
+        self._control_known = False
+        self._control_due = 0.0
+        self._waits = False  # for a snapshot, and has said so
 
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
@@ -47,68 +99,232 @@ class Follower:
             self.turn(timeout_s=0.2)
 
     def turn(self, timeout_s: float) -> None:
-        """Takes what was announced since the last turn."""
+        """Takes what was announced since the last turn, and what could not be read then."""
         records = self._log.read({_PLACE: self._position}, self._look_back, timeout_s)
-        if not records:
+        self._note(records)
+        now = self._clock()
+        due = min([self._control_due, *(f.again_at for f in self._failures.values())])
+        if now >= self._away.again_at and (records or self._away.times or now >= due):
+            self._tried.clear()
+            try:
+                self._advance(now)
+            except StoreAway as error:
+                self._complain(error)
+
+    def _note(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._position = record.offset + 1
+            if is_doorbell(record):
+                self._control_due = 0.0
+                continue
+            info = read_announcement(record)
+            self._known.setdefault(info.name, info)
+            self._lineages.setdefault(info.lineage, len(self._lineages))
+        for name in list(self._known)[: -self._look_back]:
+            del self._known[name]
+        self._refusals = {n for n in self._refusals if n in self._known or n == self._pinned}
+
+    def _advance(self, now: float) -> None:
+        self._look_at_control(now)
+        if not self._control_known:
             return
-        self._position = records[-1].offset + 1
-        infos = [read_announcement(record) for record in records]
-        self._lineages = list(dict.fromkeys([*self._lineages, *(i.lineage for i in infos)]))
-        for info in infos[self._start(infos) :]:
-            if not self._is_past(info) and self._take(info) is Applied.GAP:
-                self._heal(info)
+        while plan := self._plan(now):
+            self._follow(plan)
+        if self._away.times:
+            logger.warning("the store of versions answers again")
+            self._away = _Failure()
+        # One that was due and is in no plan any more is of no interest.
+        self._failures = {n: f for n, f in self._failures.items() if f.again_at >= now}
+        self._tell_of_gap()
 
-    def _start(self, infos: Sequence[VersionInfo]) -> int:
-        """Where to begin: if nothing is served yet, after the newest snapshot that can be read.
+    # -- where to go -----------------------------------------------------------------------
 
-        Whatever lies before a snapshot is contained in it.
-        """
-        if self._replica.info is None:
-            for i in reversed([i for i, info in enumerate(infos) if info.base is None]):
-                if self._take(infos[i]) is Applied.APPLIED:
-                    return i + 1
-        return 0
-
-    def _is_past(self, info: VersionInfo) -> bool:
-        """Whether it is a straggler of a trainer that the one being served has replaced."""
-        served = self._replica.info
-        if served is None or served.lineage not in self._lineages:
-            return False
-        return self._lineages.index(info.lineage) < self._lineages.index(served.lineage)
-
-    def _take(self, info: VersionInfo) -> Applied:
-        begun = time.perf_counter()
+    def _look_at_control(self, now: float) -> None:
+        served, newest = self._replica.info, next(reversed(self._known.values()), None)
+        current = served or newest
+        if current is None or now < self._control_due:
+            return
         try:
-            outcome = self._replica.take(self._store.read(info))
+            pinned = self._store.pinned(current.model)
+        except StoreAway:
+            raise
         except ArtefactError as error:
-            logger.warning("passing over version %s: %s", info.name, error)
-            return Applied.GAP
-        if outcome is Applied.APPLIED:
-            self._applied(info, time.perf_counter() - begun)
-        return outcome
+            logger.warning("replicas are taken not to be held at a version: %s", error)
+            pinned = None
+        if pinned != self._pinned:
+            logger.warning("replicas are held at version %s", pinned or "no more")
+        self._pinned, self._control_known = pinned, True
+        self._control_due = now + _LOOK_AT_CONTROL_S
 
-    def _heal(self, info: VersionInfo) -> None:
-        """Loads the newest snapshot of the lineage that can be read, and what followed it."""
+    def _plan(self, now: float) -> list[VersionInfo]:
+        """What is to be applied next; nothing if there is nothing, or no way."""
+        if self._pinned is None:
+            return self._way_forward(now)
         served = self._replica.info
-        chain = [i for i in self._recent() if i.lineage == info.lineage and i.number <= info.number]
-        for start in reversed([n for n, link in enumerate(chain) if link.base is None]):
-            link = chain[start]
-            if served and served.lineage == link.lineage and link.number <= served.number:
-                break
-            if self._take(link) is Applied.APPLIED:
-                for following in chain[start + 1 :]:
-                    if self._take(following) is Applied.GAP:
-                        break
-                return
-        logger.warning("version %s cannot be reached yet, waiting for a snapshot", info.name)
+        if self._is_passed_over(self._pinned, now) or (served and served.name == self._pinned):
+            return []
+        try:
+            chain = self._store.chain(self._pinned)
+        except StoreAway:
+            raise
+        except ArtefactError as error:
+            self._fail(self._pinned, error)
+            return []
+        if any(self._is_passed_over(link.name, now) for link in chain):
+            return []
+        names = [link.name for link in chain]
+        return chain[names.index(served.name) + 1 :] if served and served.name in names else chain
 
-    def _recent(self) -> list[VersionInfo]:
-        records: list[Record] = []
-        position = max(self._first, self._position - self._look_back)
-        while position < self._position:
-            found = self._log.read({_PLACE: position}, self._look_back, timeout_s=0)
-            if not found:
+    def _way_forward(self, now: float) -> list[VersionInfo]:
+        served = self._replica.info
+        usable = [i for i in self._known.values() if not self._is_passed_over(i.name, now)]
+        following = {
+            (i.lineage, i.base): i for i in usable if i.base is not None and i.base < i.number
+        }
+        starts = [i for i in reversed(usable) if i.base is None and self._is_ahead(i, served)]
+        plans = [[start, *_chain(start, following)] for start in starts]
+        if served is not None:
+            plans.insert(0, _chain(served, following))
+        ways = [plan for plan in plans if plan]
+        return max(ways, key=lambda p: (self._lineages[p[-1].lineage], p[-1].number), default=[])
+
+    def _is_ahead(self, snapshot: VersionInfo, served: VersionInfo | None) -> bool:
+        """Whether a snapshot may replace what is served: never by what has learnt less."""
+        if served is None:
+            return True
+        if snapshot.lineage == served.lineage:
+            return snapshot.number > served.number
+        # One of a trainer that the one being served has replaced is a straggler.
+        later = self._lineages[snapshot.lineage] > self._lineages.get(served.lineage, -1)
+        return later and (snapshot.watermark_us or 0) >= (served.watermark_us or 0)
+
+    def _is_passed_over(self, name: str, now: float) -> bool:
+        failure = self._failures.get(name, _Failure())
+        return name in self._refusals or name in self._tried or now < failure.again_at
+
+    # -- going there -----------------------------------------------------------------------
+
+    def _follow(self, plan: Sequence[VersionInfo]) -> None:
+        """Reads a plan and applies it, as far as that goes."""
+        # To a version that is held one goes in one step, for those between are not wanted.
+        held, whole = self._pinned is not None, plan[0].base is None
+        begun, rows = time.perf_counter(), 0
+        links: list[VersionInfo] = []
+        versions: list[Version] = []
+        for info, reading in self._read_ahead(plan):
+            try:
+                version = reading.result()
+            except StoreAway:
+                if not held:
+                    self._take(links, versions, begun)
+                raise
+            except ArtefactError as error:
+                self._fail(info.name, error)
+                if held:
+                    return
                 break
-            records += found
-            position = found[-1].offset + 1
-        return [read_announcement(record) for record in records]
+            links.append(info)
+            versions.append(version)
+            rows += rows_in(version)
+            if rows < self._rows_at_once:
+                continue
+            if whole:
+                versions = [compact_chain(versions)]
+            elif self._take(links, versions, begun):
+                begun, links, versions = time.perf_counter(), [], []
+            else:
+                return
+            rows = 0
+        self._take(links, versions, begun)
+
+    def _read_ahead(
+        self, plan: Sequence[VersionInfo]
+    ) -> Iterator[tuple[VersionInfo, Future[Version]]]:
+        """Reads one version while the one before is being dealt with."""
+        reading: deque[tuple[VersionInfo, Future[Version]]] = deque()
+        for info in plan:
+            reading.append((info, self._reader.submit(self._store.read, info)))
+            if len(reading) > 1:
+                yield reading.popleft()
+        yield from reading
+
+    def _take(
+        self, links: Sequence[VersionInfo], versions: Sequence[Version], begun: float
+    ) -> bool:
+        """Applies the versions of a chain as one; False if the replica has not got to its end."""
+        if not links:
+            return True
+        try:
+            version = compact_chain(versions)
+        except ArtefactError as error:
+            self._fail(links[-1].name, error)
+            return False
+        held = self._pinned is not None
+        outcome = self._replica.take(version, back=held and version.info.base is None)
+        if outcome is Applied.APPLIED:
+            self._applied(version.info, time.perf_counter() - begun)
+            self._waits = False
+            for link in links:
+                self._failures.pop(link.name, None)
+            return True
+        if outcome is Applied.REFUSED and len(links) > 1 and not held:
+            return self._take_singly(links)  # to find the one that is refused
+        self._refuse(version.info, outcome)
+        return False
+
+    def _take_singly(self, links: Sequence[VersionInfo]) -> bool:
+        for link in links:
+            begun = time.perf_counter()
+            try:
+                version = self._store.read(link)
+            except StoreAway:
+                raise
+            except ArtefactError as error:
+                self._fail(link.name, error)
+                return False
+            if not self._take([link], [version], begun):
+                return False
+        return True
+
+    # -- what goes wrong -------------------------------------------------------------------
+
+    def _refuse(self, info: VersionInfo, outcome: Applied) -> None:
+        reason = self._replica.refusal if outcome is Applied.REFUSED else f"it is a {outcome}"
+        logger.error("version %s is not served: %s", info.name, reason)
+        self._refusals.add(info.name)
+        self._refused(info, reason)
+
+    def _fail(self, name: str, error: ArtefactError) -> None:
+        failure = self._failures.get(name, _Failure())
+        if not failure.times:
+            logger.warning("passing over version %s: %s", name, error)
+        self._failures[name] = failure.once_more(self._clock())
+        self._tried.add(name)
+
+    def _complain(self, error: StoreAway) -> None:
+        if not self._away.times:
+            logger.error("what is served goes on being served: %s; see to the store", error)
+        self._away = self._away.once_more(self._clock())
+
+    def _tell_of_gap(self) -> None:
+        """Says once that what was announced cannot be reached."""
+        served = self._replica.info
+        if self._pinned is not None or not self._known:
+            return
+        newest = max(self._known.values(), key=lambda i: (self._lineages[i.lineage], i.number))
+        behind = served is None or (
+            newest.lineage == served.lineage and newest.number > served.number
+        )
+        if behind and not self._waits:
+            self._waits = True
+            logger.warning("version %s cannot be reached yet, waiting for a snapshot", newest.name)
+
+
+def _chain(
+    start: VersionInfo, following: Mapping[tuple[str, int], VersionInfo]
+) -> list[VersionInfo]:
+    """The deltas that continue a version, one after another."""
+    chain = [start]
+    while link := following.get((chain[-1].lineage, chain[-1].number)):
+        chain.append(link)
+    return chain[1:]

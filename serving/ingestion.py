@@ -4,63 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field
-
+from serving.bodies import Unpacker
 from serving.metrics import ServingMetrics
+from serving.schemas import AcceptedEvent, EventsAnswer, LinesAnswer, RejectedEvent, RejectedLine
 from serving.times import time_text
-from streaming.errors import EventRejected, HeadraceError
+from streaming.errors import EventRejected
 from streaming.events import Event, EventRules, encode_event, microseconds, parse_event
 from streaming.log import Log
 
-_PIECE_BYTES = 65_536
 _WAITING_BYTES = 1 << 20
 _REJECTED_SHOWN = 1_000
-
-
-class AcceptedEvent(BaseModel):
-    event_id: str
-    at: str
-
-
-class RejectedEvent(BaseModel):
-    """`index` is the event's place in the list that was sent, 0 for a single event."""
-
-    index: int
-    field: str
-    value: str
-    reason: str
-
-
-class EventsAnswer(BaseModel):
-    accepted: list[AcceptedEvent] = Field(default_factory=list)
-    rejected: list[RejectedEvent] = Field(default_factory=list)
-
-
-class RejectedLine(BaseModel):
-    """`line` counts from 1."""
-
-    line: int
-    field: str
-    value: str
-    reason: str
-
-
-class LinesAnswer(BaseModel):
-    """What became of the first `lines` lines: each was accepted, rejected or empty.
-
-    With an `error`, what follows them was not looked at. `rejected` names the first 1,000.
-    """
-
-    lines: int = 0
-    accepted_count: int = 0
-    rejected_count: int = 0
-    rejected: list[RejectedLine] = Field(default_factory=list)
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,66 +58,6 @@ def take_list(desk: Desk, listed: list[Any]) -> EventsAnswer:
 
 
 # -- lines ---------------------------------------------------------------------------------
-
-
-class BadBody(HeadraceError):
-    """A body that cannot be read on."""
-
-
-class BodyTooLarge(HeadraceError):
-    """A body that, unpacked, is over the limit."""
-
-
-class Unpacker:
-    """The bytes of a body, unpacked in small pieces: memory is bounded whatever it claims.
-
-    Raises:
-        BodyTooLarge: more than `most` bytes came out of it, or went in.
-        BadBody: it is not gzip.
-    """
-
-    def __init__(self, packed: bool, most: int) -> None:
-        self._gzip = zlib.decompressobj(wbits=31) if packed else None
-        self._most = most
-        self._left_in = self._left_out = most
-        self._begun = False
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        if self._gzip is None:
-            for start in range(0, len(data), _PIECE_BYTES):
-                piece = data[start : start + _PIECE_BYTES]
-                self._left_out = self._within(self._left_out, len(piece))
-                yield piece
-            return
-        self._left_in = self._within(self._left_in, len(data))
-        while data:
-            self._begun = True
-            try:
-                piece = self._gzip.decompress(data, _PIECE_BYTES)
-            except zlib.error as error:
-                raise BadBody(f"the body is not gzip ({error}): see Content-Encoding") from None
-            self._left_out = self._within(self._left_out, len(piece))
-            yield piece
-            data = self._gzip.unconsumed_tail
-            if self._gzip.eof:
-                data = self._gzip.unused_data  # gzip files may follow each other
-                self._gzip = zlib.decompressobj(wbits=31)
-                self._begun = False
-
-    def finish(self) -> Iterator[bytes]:
-        """What was held back; nothing may be fed after it."""
-        if self._gzip is None:
-            return
-        piece = self._gzip.flush()
-        self._left_out = self._within(self._left_out, len(piece))
-        yield piece
-        if self._begun and not self._gzip.eof:
-            raise BadBody("the gzip body is cut off: send it again, whole")
-
-    def _within(self, left: int, size: int) -> int:
-        if size > left:
-            raise BodyTooLarge(f"the body is over {self._most} bytes: send less at once")
-        return left - size
 
 
 class _Line(NamedTuple):

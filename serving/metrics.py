@@ -12,6 +12,7 @@ from prometheus_client import (
 )
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_PART_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 _BEHIND_S = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
 _FRESHNESS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0)
 
@@ -104,6 +105,64 @@ class ServingMetrics:
             ["entity"],
             registry=self.registry,
         )
+
+        self.shed = Counter(
+            "headrace_requests_shed_total",
+            "Requests that were told to come again because there was too much to do.",
+            ["gate"],
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "headrace_requests_waiting",
+            "Requests that wait for their turn.",
+            ["gate"],
+            registry=self.registry,
+        )
+
+        self.parts = Histogram(
+            "headrace_answer_part_seconds",
+            "Time that a part of an answer took, by what became of it.",
+            ["part", "outcome"],
+            buckets=_PART_S,
+            registry=self.registry,
+        )
+        self.arms = Histogram(
+            "headrace_arm_answer_seconds",
+            "Time to make an answer to a user, by the arm that he is in.",
+            ["experiment", "arm"],
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.arm_known = Counter(
+            "headrace_arm_label_known_total",
+            "Impressions of answers whose label is known, by the arm of their user.",
+            ["experiment", "arm", "label"],
+            registry=self.registry,
+        )
+        self.arm_total = Counter(
+            "headrace_arm_label_total",
+            "What these labels add up to: over the number of the known ones, the rate.",
+            ["experiment", "arm", "label"],
+            registry=self.registry,
+        )
+        self.degraded = Counter(
+            "headrace_answers_degraded_total",
+            "Answers that do without a part that was late or broken.",
+            ["part"],
+            registry=self.registry,
+        )
+        self.impressions = Counter(
+            "headrace_impressions_total",
+            "Impressions of answers, by whether they were logged or lost.",
+            ["outcome"],
+            registry=self.registry,
+        )
+
+    def told(self, part: str, outcome: str, seconds: float) -> None:
+        """Takes down what became of a part of an answer."""
+        self.parts.labels(part, outcome).observe(seconds)
+        if outcome != "done":
+            self.degraded.labels(part).inc()
 
     def exposition(self) -> tuple[bytes, str]:
         """Everything in the text form of Prometheus, and its content type."""

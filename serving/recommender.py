@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveFloat
 
 from features.batch import Ids, known_user
 from features.catalog import Catalog, CatalogItem
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
-from serving.answers import Answer, KnownUser, Recommendation, Wanted
-from serving.cold_start import (
-    CONTENT,
-    POPULAR,
-    ColdStartConfig,
-    Visit,
-    all_sources,
-    pooled,
-)
-from serving.replica import Replica, ServedModel
-from streaming.ids import stable_id
+from serving.answers import Answer, KnownAction, KnownUser, Recommendation, Wanted
+from serving.cold_start import CONTENT, NOBODY, POPULAR, Source, Visit
+from serving.experiments import Experiment, arm_of, changed
+from serving.filters import Filters
+from serving.index import Subset
+from serving.parts import Parts, PartsConfig, Told, Work
+from serving.pipeline import Ordered, Pipeline, PipelineConfig, Ranker
+from serving.replica import Replica
+from streaming.ids import stable_id, stable_ids
 from streaming.kernels import EMPTY
 
 Found = tuple[int, float, str]  # item, score, who proposed it
+_FILLERS = 1_000  # items that fill an answer, at most
 
 
 class OnlineFeatures(Protocol):
@@ -35,47 +37,87 @@ class OnlineFeatures(Protocol):
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]: ...
 
 
-class Recommender:
-    """Answers from the model as far as the user is known, from what is hot as far as he is not."""
+@dataclass(frozen=True)
+class RecommendConfig(PipelineConfig):
+    """How answers are made, and within which time.
 
-    def __init__(
+    A whole answer is to be made `within_ms`; the feature store has `features_within_ms` of it to
+    tell of the user, and `statistics_within_ms` of the items that are shown. Items whose attribute
+    `available` is false are never shown. `scenarios` and the arms of `experiments` say which
+    settings of the pipeline are others there.
+    """
+
+    within_ms: PositiveFloat = 500.0
+    features_within_ms: PositiveFloat = 200.0
+    statistics_within_ms: PositiveFloat = 100.0
+    available: str = "available"
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    scenarios: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    experiments: Mapping[str, Experiment] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """What holds for everybody."""
+        return PipelineConfig(**{f.name: getattr(self, f.name) for f in fields(PipelineConfig)})
+
+
+class Recommender:
+    """Answers from the model as far as the user is known, from what is hot as far as he is not.
+
+    `sources` are candidate sources beside its own; they may wait for something, and so may the
+    `ranker`. `kinds` names the kinds of actions in histories by their numbers.
+
+    Raises:
+        ConfigError: what a scenario or an arm does otherwise is not a setting.
+    """
+
+    def __init__(  # noqa: PLR0913 - the wiring of all that answers, done once
         self,
         replica: Replica,
         catalog: Catalog,
         features: OnlineFeatures,
-        config: ColdStartConfig | None = None,
+        config: RecommendConfig | None = None,
+        *,
+        kinds: Sequence[str] = (),
+        ranker: Ranker | None = None,
+        sources: Mapping[str, Source] | None = None,
+        told: Told = lambda _part, _outcome, _seconds: None,
     ) -> None:
         self._replica = replica
         self._catalog = catalog
         self._features = features
-        self._config = config or ColdStartConfig()
-        self._sources = all_sources(self._config, catalog)
+        self._config = config or RecommendConfig()
+        self._kinds = kinds
+        self._ranker = ranker
+        self._sources = sources
+        self._filters = Filters(catalog.items, self._config.available)
+        self._parts = Parts(self._config.parts, told)
+        self._pipelines: dict[tuple[str | None, tuple[tuple[str, str], ...]], Pipeline] = {}
+        self._check_changes()
+
+    # -- asking ------------------------------------------------------------------------------
 
     def recommend(self, wanted: Wanted) -> Answer:
-        """At most `count` items the user has not acted upon lately, best first."""
-        user, count = stable_id(wanted.user_id), wanted.count
-        read = self._features.read(USER_HISTORY, [user])[0]
-        users = known_user(user, read)
-        history = users.history.values
-        with self._replica.reading() as served:
-            visit = Visit(
-                users, history, self._catalog.interests(user), count, served,
-                self._temperature(served),
-            )  # fmt: skip
-            proposed = [source(visit) for source in self._sources]
-        items, shares, sources = pooled([one for one in proposed if one is not None])
-        found = zip(items.tolist(), shares.tolist(), sources, strict=True)
-        return Answer(
-            uuid.uuid4().hex,
-            self._described(found, count, hidden=set(history.tolist())),
-            None if served is None else served.info,
-            len(history),
-            read["newest_us"],
-            user,
-            wanted.user_id,
-            read,
-            wanted.scenario,
-        )
+        """At most so many items, best first; none that the user has acted upon lately, unless they
+        are wanted.
+
+        Raises:
+            BadQuestion: items have no field of that name.
+        """
+        allowed = self._filters.allowed(wanted.filters)
+        return self._answer(wanted, allowed, seen=wanted.seen)
+
+    def rank(self, wanted: Wanted, item_ids: Sequence[str]) -> Answer:
+        """These items, best first by their scores alone; those that nobody knows are `unknown`.
+
+        Rules do not apply, and an item of which nothing is expected stands last.
+        """
+        ids = dict(zip(stable_ids(item_ids).tolist(), item_ids, strict=True))
+        known = {item: name for item, name in ids.items() if self._catalog.get(item) is not None}
+        unknown = [name for item, name in ids.items() if item not in known]
+        listed = Subset.of(np.array(list(known), np.int64))
+        asked = replace(wanted, count=len(known))
+        return self._answer(asked, listed, seen=True, in_order=list(known), unknown=unknown)
 
     def similar(self, item_id: str, count: int) -> Answer:
         """The items nearest to an item in the model's space, or by what is said of it while nobody
@@ -83,51 +125,193 @@ class Recommender:
         """
         item = stable_id(item_id)
         info, by_model = None, list[Found]()
+        allowed = self._filters.allowed({})
         with self._replica.reading() as served:
             if served is not None:
                 info = served.info
-                by_model = _found(*served.similar(item, count), info.model)
+                by_model = _found(*served.similar(item, count, allowed), info.model)
         found = by_model
         if not by_model or self._catalog.untried(item):
             ids, alike = self._catalog.content.neighbours(np.array([item]), count)
             there = ids[0] != EMPTY
             found = _found(ids[0, there], alike[0, there], CONTENT) or by_model
-        described = self._described(found, count, hidden={item})
-        return Answer(uuid.uuid4().hex, described, info)
-
-    def rank(self, wanted: Wanted, item_ids: Sequence[str]) -> Answer:
-        """These items for a user, best first; those that nobody knows are named in `unknown`."""
-        raise NotImplementedError
+        listed = chain(found, self._fillers(allowed))
+        shown = list(self._described(listed, count, {item}, {}))
+        return Answer(uuid.uuid4().hex, _plain(shown), info)
 
     def known(self, user_id: str) -> KnownUser:
         """What is known of a user."""
-        raise NotImplementedError
+        user = stable_id(user_id)
+        work = self._parts.begin(self._config.within_ms / 1e3)
+        read = self._read(user, work)
+        declared = self._catalog.user(user)
+        return KnownUser(
+            user_id,
+            {} if declared is None else declared.attributes,
+            self._catalog.interests(user),
+            list(self._actions(read)),
+            len(read["searched"]),
+            read["newest_us"],
+            {name: arm_of(name, one, user) for name, one in self._config.experiments.items()},
+            work.degraded,
+        )
+
+    # -- one answer --------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        wanted: Wanted,
+        allowed: Subset | None,
+        *,
+        seen: bool,
+        in_order: Sequence[int] | None = None,
+        unknown: Sequence[str] = (),
+    ) -> Answer:
+        """An answer of what is allowed; of just the items `in_order`, if these are given."""
+        work = self._parts.begin(self._config.within_ms / 1e3)
+        user = stable_id(wanted.user_id)
+        arms = self._arms(user, wanted.scenario)
+        read = self._read(user, work)
+        users = known_user(user, read)
+        history = users.history.values
+        excluded = stable_ids(wanted.excluded)
+        hidden = excluded if seen else np.concatenate([history, excluded])
+        pipeline = self._pipeline(wanted.scenario, arms)
+        with work.holding(self._replica.reading()) as served:
+            visit = Visit(
+                users, hidden, self._catalog.interests(user), wanted.count, served,
+                pipeline.temperature(served), allowed, wanted.words,
+            )  # fmt: skip
+            candidates = pipeline.candidates(visit, work)
+            ordered = pipeline.order(visit, candidates, work, ruled=in_order is None)
+        fillers = (
+            self._fillers(allowed) if in_order is None else ((i, 0.0, NOBODY) for i in in_order)
+        )
+        listed = chain(ordered.found(), fillers)
+        filters = wanted.filters if in_order is None else {}
+        shown = list(self._described(listed, wanted.count, set(hidden.tolist()), filters))
+        items = self._explained(shown, ordered, work) if wanted.explain else _plain(shown)
+        return Answer(
+            request_id=uuid.uuid4().hex,
+            items=items,
+            version=None if served is None else served.info,
+            known_actions=len(history),
+            features_at_us=read["newest_us"],
+            user=user,
+            user_id=wanted.user_id,
+            read=read,
+            scenario=wanted.scenario,
+            arms=arms,
+            degraded=work.degraded,
+            took_ms={**work.took_ms, "all": 1e3 * work.elapsed_s},
+            unknown=unknown,
+        )
+
+    def _read(self, user: int, work: Work) -> Mapping[str, Any]:
+        """What the store has of a user; nothing, if it does not say so in time."""
+        within_s = self._config.features_within_ms / 1e3
+        read = work.apart("features", self._features.read, USER_HISTORY, [user], within_s=within_s)
+        return dict(USER_HISTORY.defaults) if read is None else read[0]
 
     def _described(
-        self, found: Iterable[Found], count: int, hidden: set[int]
-    ) -> list[Recommendation]:
-        """What was found and can be shown, and what is popular in the places that are left."""
-        shown: dict[int, tuple[CatalogItem, float, str]] = {}
-        for item, score, source in chain(found, self._fillers(count + len(hidden))):
+        self,
+        listed: Iterable[Found],
+        count: int,
+        hidden: set[int],
+        filters: Mapping[str, Sequence[str]],
+    ) -> Iterator[tuple[CatalogItem, int, float, str]]:
+        """Of what is listed the first items that can be shown, with what is known of them now."""
+        shown: set[int] = set()
+        for item, score, source in listed:
             if len(shown) == count:
-                break
-            if item not in hidden and item not in shown:
-                described = self._catalog.get(item)
-                if described is not None:
-                    shown[item] = described, score, source
-        statistics = self._features.read(ITEM_STATISTICS, list(shown)) if shown else []
+                return
+            if item in hidden or item in shown:
+                continue
+            described = self._catalog.get(item)
+            if described is not None and self._filters.passes(filters, described.described):
+                shown.add(item)
+                yield described, item, score, source
+
+    def _explained(
+        self, shown: Sequence[tuple[CatalogItem, int, float, str]], ordered: Ordered, work: Work
+    ) -> list[Recommendation]:
+        """What is shown, each with what the store knows of it and why it stands where it stands."""
+        items = [item for _, item, _, _ in shown]
+        why = ordered.explanations(items)
+        within_s = self._config.statistics_within_ms / 1e3
+        read = work.apart("statistics", self._features.read, ITEM_STATISTICS, items,
+                          within_s=within_s) if items else []  # fmt: skip
+        statistics = read or [ITEM_STATISTICS.defaults] * len(items)
         return [
-            Recommendation(*one, known)
-            for one, known in zip(shown.values(), statistics, strict=True)
+            Recommendation(described, score, source, known, why.get(item))
+            for (described, item, score, source), known in zip(shown, statistics, strict=True)
         ]
 
-    def _fillers(self, count: int) -> Iterator[Found]:
-        for item in self._catalog.popular(count):
+    def _fillers(self, allowed: Subset | None) -> Iterator[Found]:
+        """What stands in places for which nobody proposes anything."""
+        popular = np.array(self._catalog.popular(_FILLERS), np.int64)
+        if allowed is not None:
+            fit = popular[np.isin(popular, allowed.ids)]
+            popular = np.concatenate([fit, allowed.ids[:_FILLERS]])
+        for item in popular.tolist():
             yield item, 0.0, POPULAR
 
-    def _temperature(self, served: ServedModel | None) -> float:
-        options = {} if served is None else served.info.options
-        return float(options.get("temperature", self._config.temperature))
+    def _actions(self, read: Mapping[str, Any]) -> Iterator[KnownAction]:
+        """The actions of a history, newest first."""
+        columns = [read[name] for name in ("items", "kinds", "at_us", "rewards", "values")]
+        for item, kind, at_us, reward, value in reversed(list(zip(*columns, strict=True))):
+            described = self._catalog.get(item)
+            if described is not None:  # it was not forgotten
+                yield KnownAction(
+                    described,
+                    self._kinds[kind] if 0 <= kind < len(self._kinds) else None,
+                    at_us or None,
+                    reward,
+                    None if math.isnan(value) else value,
+                )
+
+    # -- scenarios and experiments -----------------------------------------------------------
+
+    def _arms(self, user: int, scenario: str | None) -> dict[str, str]:
+        """The arm of a user in every experiment that goes on in a scenario."""
+        return {
+            name: arm_of(name, experiment, user)
+            for name, experiment in self._config.experiments.items()
+            if not experiment.scenarios or scenario in experiment.scenarios
+        }
+
+    def _pipeline(self, scenario: str | None, arms: Mapping[str, str]) -> Pipeline:
+        """How users in these arms are answered in this scenario."""
+        known = scenario if scenario in self._config.scenarios else None
+        key = known, tuple(arms.items())
+        pipeline = self._pipelines.get(key)
+        if pipeline is None:
+            config = self._pipeline_config(known, arms)
+            pipeline = Pipeline(config, self._catalog, self._ranker, self._sources)
+            self._pipelines[key] = pipeline
+        return pipeline
+
+    def _pipeline_config(self, scenario: str | None, arms: Mapping[str, str]) -> PipelineConfig:
+        config = self._config.pipeline
+        if scenario is not None:
+            where = f"recommend.scenarios.{scenario}"
+            config = changed(config, self._config.scenarios[scenario], where)
+        for name, arm in arms.items():
+            changes = self._config.experiments[name].arms[arm].changes
+            where = f"recommend.experiments.{name}.arms.{arm}.changes"
+            config = changed(config, changes, where)
+        return config
+
+    def _check_changes(self) -> None:
+        for scenario in self._config.scenarios:
+            self._pipeline_config(scenario, {})
+        for name, experiment in self._config.experiments.items():
+            for arm in experiment.arms:
+                self._pipeline_config(None, {name: arm})
+
+
+def _plain(shown: Iterable[tuple[CatalogItem, int, float, str]]) -> list[Recommendation]:
+    return [Recommendation(described, score, source) for described, _, score, source in shown]
 
 
 def _found(ids: Ids, scores: NDArray[np.float32], source: str) -> list[Found]:

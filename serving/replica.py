@@ -1,31 +1,33 @@
 """A replica: a model that is read all the time while newer versions are laid over it.
 
-Two copies of the model take turns. Requests read the one in front; a version is laid over the
-one behind, the two change places in one assignment, and when the last reader of the old one has
-left, it gets the version too. So a request reads one whole version from start to end, no reader
-ever waits, and applying costs in proportion to the rows of the version.
+Two copies of the model take turns (left-right; Ramalhete and Correia 2015). Requests read the one
+in front; a version is laid over the one behind, the two change places in one assignment, and when
+the last reader of the old one has left, it gets the version too. So a request reads one whole
+version from start to end, no reader ever waits, and applying costs in proportion to the rows of the
+version. A reader that does not leave keeps the copy that it reads, and another one is made.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from weakref import WeakSet
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic import PositiveFloat
 
-from features.batch import Ids, Users
-from streaming.cuts import GONE
-from streaming.id_map import IdMap
-from trainers.arrays import column_matrix, table_tensors
-from trainers.evaluation import best_scores
-from trainers.models import Retriever, create
+from serving.index import IndexConfig
+from serving.served_model import Asked, Changes, ServedModel, Unfit
+from streaming.errors import ConfigError
 from trainers.versions import Version, VersionInfo
+
+__all__ = ["Applied", "Asked", "Replica", "ReplicaConfig", "ServedModel"]
+logger = logging.getLogger(__name__)
+_MOST_LEFT = 2  # copies that were left to readers; then it is waited for one of these
 
 
 class Applied(StrEnum):
@@ -35,104 +37,20 @@ class Applied(StrEnum):
     DUPLICATE = "duplicate"  # it was there already
     GAP = "gap"  # it continues a version that is not the one in front
     STALE = "stale"  # a new chain that has learnt less than what was already served
+    REFUSED = "refused"  # it would answer with nonsense, or not at all: see `Replica.refusal`
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a version makes of one user: his interests (1, K, d), and the score of every item (N,)
-    by the best of them.
+@dataclass(frozen=True)
+class ReplicaConfig:
+    """How versions are kept.
+
+    Tables and towers lie on a `device` of torch's, the `index` of the items in memory. A copy that
+    is still being read after `patience_s` is left to who reads it.
     """
 
-    query: torch.Tensor
-    scores: torch.Tensor
-
-    def scores_of(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The scores of other items, by their vectors (n, d)."""
-        return best_scores(self.query, torch.from_numpy(vectors))[0].numpy()
-
-    def total(self, temperature: float) -> float:
-        """The logarithm of the sum of exp(score / temperature) over all items: what makes a softmax
-        of the scores.
-        """
-        return float(torch.logsumexp(self.scores / temperature, 0))
-
-
-class ServedModel:
-    """One copy: the model, and the vectors of all items."""
-
-    def __init__(self, info: VersionInfo) -> None:
-        self.info = info
-        self.model: Any = create(info.model, info.options).eval()
-        self._retriever: Retriever = self.model
-        self._places = IdMap()
-        self._vectors = torch.zeros(1024, self.model.width)
-
-    def lay(self, version: Version) -> None:
-        """Lays a version over this copy: every row is an absolute value."""
-        for name, table in self._retriever.tables.items():
-            gone = version.shards.get(f"table-{name}{GONE}")
-            if gone is not None:
-                table.remove(gone["id"].to_numpy())  # first: one may have been born again
-            rows = version.shards[f"table-{name}"]
-            table.upsert(rows["id"].to_numpy(), column_matrix(rows["row"]))
-        self.model.load_state_dict(table_tensors(version.shards["dense"]))
-        vectors = version.shards["vectors"]
-        self._set_vectors(vectors["id"].to_numpy(), column_matrix(vectors["row"]))
-        self.info = version.info
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @torch.no_grad()
-    def retrieve(self, users: Users, count: int, hidden: Ids) -> tuple[Ids, NDArray[np.float32]]:
-        """The best items for one user, best first, none of `hidden`: ids (n,), scores (n,)."""
-        return self.best(self.ask(users), count, hidden)
-
-    @torch.no_grad()
-    def ask(self, users: Users) -> Asked:
-        """What it makes of one user."""
-        query = self._retriever.query(users)
-        return Asked(query, best_scores(query, self._all_vectors())[0])
-
-    def best(self, asked: Asked, count: int, hidden: Ids) -> tuple[Ids, NDArray[np.float32]]:
-        """As `retrieve`, of what was asked."""
-        return self._best(asked.scores.clone() if len(hidden) else asked.scores, count, hidden)
-
-    def vectors(self, items: Ids) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The vector of each item, (n, d), and whether it has one, (n,); zeros if not."""
-        places = self._places.find(items)
-        known = places >= 0
-        found = np.zeros((len(items), self._vectors.shape[1]), np.float32)
-        found[known] = self._vectors[torch.from_numpy(places[known])].numpy()
-        return found, known
-
-    @torch.no_grad()
-    def similar(self, item: int, count: int) -> tuple[Ids, NDArray[np.float32]]:
-        """The items nearest to an item, best first, without itself; none for an unknown item."""
-        place = int(self._places.find(np.array([item]))[0])
-        if place < 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        return self._best(self._all_vectors() @ self._vectors[place], count, np.array([item]))
-
-    def _best(
-        self, scores: torch.Tensor, count: int, hidden: Ids
-    ) -> tuple[Ids, NDArray[np.float32]]:
-        places = self._places.find(hidden)
-        scores[torch.from_numpy(places[places >= 0])] = -torch.inf
-        top = torch.topk(scores, min(count, len(scores)))
-        shown = torch.isfinite(top.values)
-        return self._places.ids[top.indices[shown].numpy()], top.values[shown].numpy()
-
-    def _all_vectors(self) -> torch.Tensor:
-        return self._vectors[: len(self._places)]
-
-    def _set_vectors(self, ids: Ids, rows: NDArray[np.float32]) -> None:
-        self._places.add(ids[self._places.find(ids) < 0])
-        missing = len(self._places) - len(self._vectors)
-        if missing > 0:
-            room = torch.zeros(max(missing, len(self._vectors)), self._vectors.shape[1])
-            self._vectors = torch.cat([self._vectors, room])
-        self._vectors[torch.from_numpy(self._places.find(ids))] = torch.tensor(rows)
+    device: str = "cpu"
+    index: IndexConfig = field(default_factory=IndexConfig)
+    patience_s: PositiveFloat = 5.0
 
 
 class _Side:
@@ -144,12 +62,24 @@ class _Side:
 
 
 class Replica:
-    """Takes versions in, gives a whole version to whoever reads."""
+    """Takes versions in, gives a whole version to whoever reads.
 
-    def __init__(self) -> None:
+    There are two copies of the model; while a snapshot is loaded, one of the old version and one
+    of the new; and beside these the few that are left to readers.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+
+    def __init__(self, config: ReplicaConfig | None = None) -> None:
+        self._config = config or ReplicaConfig()
+        self.refusal = ""  # why the last version that was refused was
         self._front: _Side | None = None
-        self._back: _Side | None = None
-        self._changed = threading.Condition()  # guards the number of readers
+        self._back: _Side | None = None  # None while it is not whole: it is made when needed
+        self._left = WeakSet[_Side]()
+        self._taking = threading.Lock()
+        self._changed = threading.Condition()  # guards the numbers of readers, and which is front
+        _check_device(self._config.device)
 
     @property
     def info(self) -> VersionInfo | None:
@@ -157,20 +87,29 @@ class Replica:
         front = self._front
         return None if front is None else front.served.info
 
-    def take(self, version: Version) -> Applied:
-        """Makes the version the one that is read, if it continues what is there or replaces it."""
-        info, served = version.info, self.info
-        if served is not None and info.lineage == served.lineage and info.number <= served.number:
-            return Applied.DUPLICATE
-        if info.base is None:
-            if served is not None and (info.watermark_us or 0) < (served.watermark_us or 0):
-                return Applied.STALE
-            self._load(version)
+    def take(self, version: Version, *, back: bool = False) -> Applied:
+        """Makes the version the one that is read, if it continues what is there or replaces it.
+
+        With `back` a snapshot is taken though it is older than what is there. Whatever it answers
+        and raises: what is read is one whole version.
+        """
+        with self._taking:
+            passed_over = self._pass_over(version.info, back)
+            if passed_over is not None:
+                return passed_over
+            try:
+                changes = Changes.of(version)
+                if version.info.base is None:
+                    self._load(changes)
+                else:
+                    self._apply(changes)
+            except (Unfit, ConfigError) as error:
+                self.refusal = (
+                    f"version {version.info.name} is not served, what was served before is until a"
+                    f" good snapshot comes: {error}"
+                )
+                return Applied.REFUSED
             return Applied.APPLIED
-        if served is None or info.lineage != served.lineage or info.base != served.number:
-            return Applied.GAP
-        self._apply(version)
-        return Applied.APPLIED
 
     @contextmanager
     def reading(self) -> Iterator[ServedModel | None]:
@@ -187,19 +126,84 @@ class Replica:
                     side.readers -= 1
                     self._changed.notify_all()
 
-    def _load(self, snapshot: Version) -> None:
-        sides = [_Side(ServedModel(snapshot.info)) for _ in range(2)]
-        for side in sides:
-            side.served.lay(snapshot)
-        with self._changed:
-            self._front, self._back = sides
+    def _pass_over(self, info: VersionInfo, back: bool) -> Applied | None:
+        """Why a version is not to be taken; None if it is."""
+        served = self.info
+        if served is None:
+            return None if info.base is None else Applied.GAP
+        same, older = info.lineage == served.lineage, info.number < served.number
+        if same and (info.number == served.number or (older and not (back and info.base is None))):
+            return Applied.DUPLICATE
+        if info.base is not None:
+            return None if same and info.base == served.number else Applied.GAP
+        behind = (info.watermark_us or 0) < (served.watermark_us or 0)
+        return Applied.STALE if behind and not back else None
 
-    def _apply(self, delta: Version) -> None:
-        front, back = self._front, self._back
-        if front is None or back is None:
+    def _load(self, snapshot: Changes) -> None:
+        self._wait_for_room()
+        served = ServedModel(snapshot.info, self._config.device, self._config.index)
+        served.check(snapshot)
+        self._back = None  # its room is needed
+        served.lay(snapshot)
+        served.warm()
+        self._swap(_Side(served))
+        self._back = _Side(served.twin())
+
+    def _apply(self, delta: Changes) -> None:
+        front = self._front
+        if front is None:
             raise RuntimeError("a delta needs a version to be laid over")
+        back = self._back or self._another(front)
+        back.served.check(delta)
+        self._back = None  # it is not whole until it has the delta, and nor is the other
         back.served.lay(delta)
+        back.served.probe()
+        self._swap(back)
+        if self._free(front):
+            front.served.lay(delta)
+            self._back = front
+
+    def _another(self, front: _Side) -> _Side:
+        self._wait_for_room()
+        return _Side(front.served.twin())
+
+    def _swap(self, side: _Side) -> None:
         with self._changed:
-            self._front, self._back = back, front
-            self._changed.wait_for(lambda: front.readers == 0)
-        front.served.lay(delta)
+            old, self._front = self._front, side
+            if old is not None:
+                self._left.add(old)
+
+    def _free(self, side: _Side) -> bool:
+        """Waits until its last reader has left; whether that was in good time."""
+        patience_s = self._config.patience_s
+        with self._changed:
+            free = self._changed.wait_for(lambda: side.readers == 0, patience_s)
+        if free:
+            self._left.discard(side)
+        else:
+            logger.warning(
+                "version %s is still being read after %g s: that copy is left to its readers",
+                side.served.info.name, patience_s,
+            )  # fmt: skip
+        return free
+
+    def _wait_for_room(self) -> None:
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, self._config.patience_s):
+                logger.warning(
+                    "%d copies of the model are still being read by requests that do not end: no"
+                    " newer version is taken before one of them does",
+                    _MOST_LEFT,
+                )
+                self._changed.wait_for(self._has_room)
+
+    def _has_room(self) -> bool:
+        return sum(side.readers > 0 for side in self._left) < _MOST_LEFT
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"device = {device!r} cannot be used here ({why}): try 'cpu'") from error

@@ -7,6 +7,8 @@ it is read, never when it is used.
 
 Several processes may write one artefact: each its own *part*, which is an artefact itself, and the
 last of them the whole, into which it moves the shards of the parts.
+
+The same form in other places than a local disk is `streaming.artefact_store`'s.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import pyarrow as pa
 import xxhash
@@ -38,20 +40,20 @@ class Part:
     writer: str
     within_s: float
 
-    def wait(self) -> None:
+    def wait(self, is_there: Callable[[], bool], every_s: float = 0.002) -> None:
         """Returns when it is there.
 
         Raises:
             ArtefactError: that took too long.
         """
         deadline = time.monotonic() + self.within_s
-        while not self.path.exists():
+        while not is_there():
             if time.monotonic() > deadline:
                 raise ArtefactError(
                     f"{self.writer} has not written {self.path} within {self.within_s:g} s: see"
                     " why in its own log, and start again"
                 )
-            time.sleep(0.002)
+            time.sleep(every_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,32 @@ class Artefact:
     meta: dict[str, Any]
     shards: Mapping[str, pa.Table]
     parts: Sequence[Part] = ()
+
+
+class Shard(NamedTuple):
+    """What a manifest says of the file of a shard; one of an older release says its checksum."""
+
+    checksum: str
+    rows: int | None
+    size: int | None  # in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is in an artefact; two whose `checksum` is the same hold the same, bit for bit."""
+
+    meta: dict[str, Any]
+    shards: Mapping[str, Shard]
+    checksum: str
+    size: int  # in bytes, of the manifest itself
+
+
+class Sink(Protocol):
+    """Where bytes can be written to: a file, or a stream of `pyarrow.fs`."""
+
+    def write(self, data: bytes | pa.Buffer, /) -> int: ...
+
+    def flush(self) -> None: ...
 
 
 def write_artefact(
@@ -79,20 +107,17 @@ def write_artefact(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        sums: dict[str, str] = {}
-        size = 0
+        written: dict[str, Shard] = {}
         for name, table in shards.items():
-            sums[name], written = _write_shard(aside / f"{name}.arrow", table)
-            size += written
+            with (aside / f"{name}.arrow").open("wb") as stream:
+                written[name] = write_shard(stream, table)
+                _make_durable(stream)
         for part in parts:
-            part.wait()
-            moved, written = _move_shards(part.path, aside)
-            sums |= moved
-            size += written
-        body = json.dumps({"format": FORMAT, "shards": sums, "meta": meta}, sort_keys=True)
-        sealed = json.dumps({"checksum": xxhash.xxh3_128_hexdigest(body.encode()), "body": body})
+            part.wait(part.path.exists)
+            written |= _move_shards(part.path, aside)
+        sealed = sealed_manifest(written, meta)
         with (aside / MANIFEST).open("wb") as stream:
-            stream.write(sealed.encode())
+            stream.write(sealed)
             _make_durable(stream)
         _sync_directory(aside)
         aside.rename(path)
@@ -104,18 +129,17 @@ def write_artefact(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "no space is left on the disk" if full else str(error)
         raise ArtefactError(f"cannot write {path}: {reason}; mend that and start again") from error
-    return size + len(sealed)
+    return total_size(written) + len(sealed)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The `meta` of an artefact, its own checksum verified; its shards are not looked at."""
-    meta: dict[str, Any] = _open_manifest(path)[0]["meta"]
-    return meta
+    return manifest_of(path).meta
 
 
 def seal(path: Path) -> str:
     """The checksum of an artefact's manifest: two that share it hold the same, bit for bit."""
-    return _open_manifest(path)[1]
+    return manifest_of(path).checksum
 
 
 def read_artefact(path: Path, *, mapped: bool = False) -> Artefact:
@@ -127,40 +151,98 @@ def read_artefact(path: Path, *, mapped: bool = False) -> Artefact:
     Raises:
         ArtefactCorrupt: it is not there, not complete, or not what was written.
     """
-    body, _ = _open_manifest(path)
+    manifest = manifest_of(path)
     shards: dict[str, pa.Table] = {}
-    for name, checksum in body["shards"].items():
+    for name, shard in manifest.shards.items():
         file = path / f"{name}.arrow"
         try:
             data = _map(file) if mapped else file.read_bytes()
         except OSError as error:
             raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
-        if xxhash.xxh3_128_hexdigest(data) != checksum:
-            raise ArtefactCorrupt(f"{file} is not what was written: its checksum differs")
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            shards[name] = reader.read_all()
-    return Artefact(body["meta"], shards)
+        shards[name] = open_shard(data, shard, str(file))
+    return Artefact(manifest.meta, shards)
 
 
-def _open_manifest(path: Path) -> tuple[dict[str, Any], str]:
-    """What a manifest says, and its checksum."""
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of the artefact at a path.
+
+    Raises:
+        ArtefactCorrupt: it is not there, or not what was written.
+    """
     file = path / MANIFEST
     try:
-        sealed = json.loads(file.read_bytes())
+        return open_manifest(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
+
+
+# -- the form, wherever the bytes lie ------------------------------------------------------
+
+
+def sealed_manifest(shards: Mapping[str, Shard], meta: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest."""
+    body = json.dumps(
+        {
+            "format": FORMAT,
+            "shards": {name: shard.checksum for name, shard in shards.items()},
+            "rows": {name: shard.rows for name, shard in shards.items()},
+            "sizes": {name: shard.size for name, shard in shards.items()},
+            "meta": meta,
+        },
+        sort_keys=True,
+    )
+    sealed = {"checksum": xxhash.xxh3_128_hexdigest(body.encode()), "body": body}
+    return json.dumps(sealed).encode()
+
+
+def open_manifest(data: bytes, where: str) -> Manifest:
+    """What `sealed_manifest` took; `where` is told in errors.
+
+    Raises:
+        ArtefactCorrupt: it is not what was written.
+        ArtefactError: another release wrote it.
+    """
+    try:
+        sealed = json.loads(data)
         checksum = xxhash.xxh3_128_hexdigest(sealed["body"].encode())
         body: dict[str, Any] = json.loads(sealed["body"])
         intact = checksum == sealed["checksum"]
-    except OSError as error:
-        raise ArtefactCorrupt(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtefactCorrupt(f"{file} is not a manifest") from error
+        raise ArtefactCorrupt(f"{where} is not a manifest") from error
     if not intact:
-        raise ArtefactCorrupt(f"{file} is not what was written: its checksum differs")
+        raise ArtefactCorrupt(f"{where} is not what was written: its checksum differs")
     if body["format"] != FORMAT:
         raise ArtefactError(
-            f"{file} has format {body['format']}, this release reads format {FORMAT}"
+            f"{where} has format {body['format']}, this release reads format {FORMAT}"
         )
-    return body, checksum
+    rows, sizes = body.get("rows", {}), body.get("sizes", {})
+    shards = {n: Shard(s, rows.get(n), sizes.get(n)) for n, s in body["shards"].items()}
+    return Manifest(body["meta"], shards, checksum, len(data))
+
+
+def write_shard(sink: Sink, table: pa.Table) -> Shard:
+    """Writes a table as it lies in memory."""
+    hashing = _Hashing(sink)
+    with pa.ipc.new_file(hashing, table.schema) as writer:
+        writer.write_table(table)
+    return Shard(hashing.checksum.hexdigest(), table.num_rows, hashing.size)
+
+
+def open_shard(data: bytes | pa.Buffer, shard: Shard, where: str) -> pa.Table:
+    """The table that `write_shard` took, as a view of the data; `where` is told in errors.
+
+    Raises:
+        ArtefactCorrupt: it is not what was written.
+    """
+    if xxhash.xxh3_128_hexdigest(data) != shard.checksum:
+        raise ArtefactCorrupt(f"{where} is not what was written: its checksum differs")
+    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+        return reader.read_all()
+
+
+def total_size(shards: Mapping[str, Shard]) -> int:
+    """The bytes of all shards whose size is known."""
+    return sum(shard.size or 0 for shard in shards.values())
 
 
 def _map(file: Path) -> pa.Buffer:
@@ -173,7 +255,7 @@ class _Hashing:
 
     closed = False
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
         self.checksum = xxhash.xxh3_128()
         self.size = 0
@@ -187,26 +269,13 @@ class _Hashing:
         self._stream.flush()
 
 
-def _write_shard(file: Path, table: pa.Table) -> tuple[str, int]:
-    """Writes a table as it lies in memory; returns the checksum and the size of the file."""
-    with file.open("wb") as stream:
-        sink = _Hashing(stream)
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        _make_durable(stream)
-    return sink.checksum.hexdigest(), sink.size
-
-
-def _move_shards(part: Path, to: Path) -> tuple[dict[str, str], int]:
-    """Moves the shards of a part; returns their checksums and the size of all files."""
-    sums: dict[str, str] = _open_manifest(part)[0]["shards"]
-    size = 0
-    for name in sums:
-        file = to / f"{name}.arrow"
-        (part / file.name).rename(file)
-        size += file.stat().st_size
+def _move_shards(part: Path, to: Path) -> Mapping[str, Shard]:
+    """Moves the shards of a part; returns what its manifest says of them."""
+    shards = manifest_of(part).shards
+    for name in shards:
+        (part / f"{name}.arrow").rename(to / f"{name}.arrow")
     shutil.rmtree(part)
-    return sums, size
+    return shards
 
 
 def _make_durable(stream: BinaryIO) -> None:

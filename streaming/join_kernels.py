@@ -46,6 +46,8 @@ _HELD = [
     ("history", np.int32),
     ("position", np.int32),
     ("scenario", np.int32),
+    ("version", np.int64),  # that was served, NONE if it is not known
+    ("score", np.float32),  # with which it was served, NaN if it is not known
 ]
 OPEN = np.dtype(
     [
@@ -103,6 +105,8 @@ ROW = np.dtype(
         ("at_us", np.int64),
         ("position", np.int32),
         ("scenario", np.int32),
+        ("version", np.int64),
+        ("score", np.float32),
         ("kind", np.int32),
         ("reward", np.float32),
         ("joined", np.bool_),
@@ -122,6 +126,8 @@ EVENT = np.dtype(
         ("history", np.int32),
         ("position", np.int32),
         ("scenario", np.int32),
+        ("version", np.int64),
+        ("score", np.float32),
         ("kind", np.int32),
         ("label", np.int32),
         ("value", np.float32),
@@ -299,6 +305,7 @@ def _show(join: Any, i: int, size: int) -> int:
     impression.user_id, impression.item_id, impression.request_id = user, item, request
     impression.at_us, impression.opened_us = events[i].at_us, now_us
     impression.position, impression.scenario = events[i].position, events[i].scenario
+    impression.version, impression.score = events[i].version, events[i].score
     impression.decided = impression.positive = np.uint32(0)
     impression.due_us = now_us + rules.window_us[0]
     _push(open_, queues, 0, slot)
@@ -381,6 +388,7 @@ def _wait(join: Any, i: int, key: int) -> bool:
     feedback.user_id, feedback.item_id = events[i].user_id, events[i].item_id
     feedback.request_id, feedback.at_us = events[i].request_id, events[i].at_us
     feedback.position, feedback.scenario = events[i].position, events[i].scenario
+    feedback.version, feedback.score = events[i].version, events[i].score
     feedback.kind, feedback.label = events[i].kind, events[i].label
     feedback.value, feedback.reward = events[i].value, events[i].reward
     feedback.due_us = events[i].now_us + rules.wait_us
@@ -517,6 +525,7 @@ def _emit_event(join: Any, i: int, size: int) -> int:
         events[i].request_id,
     )
     row.position, row.scenario, row.at_us = events[i].position, events[i].scenario, events[i].at_us
+    row.version, row.score = events[i].version, events[i].score
     labels[size] = np.nan
     actions, searches, passed_over = histories
     number, kept = events[i].history, state[5]
@@ -540,6 +549,7 @@ def _emit(state: Any, out: Any, event: int, size: int, held: Any) -> int:
     row.event, row.joined, row.kind, row.reward = event, True, EMPTY, np.nan
     row.user_id, row.item_id, row.request_id = held.user_id, held.item_id, held.request_id
     row.position, row.scenario, row.at_us = held.position, held.scenario, held.at_us
+    row.version, row.score = held.version, held.score
     labels[size] = np.nan
     actions, searches, passed_over = histories
     kept, history = state[5], state[4][held.history]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -224,9 +225,10 @@ class Joiner:
     def _rows(self, ordered: Ordered) -> pa.RecordBatch:
         """All rows that leave, in the order of the events that made them leave."""
         columns = event_columns(ordered.events, ordered.logged_us)
+        served = _served(ordered.events, columns.of_kind("impression"))
         causes: list[Ids] = []
         batches: list[pa.RecordBatch] = []
-        for rows in self._impressions.take(*self._told(columns, ordered.now_us)):
+        for rows in self._impressions.take(*self._told(columns, ordered.now_us, served)):
             causes.append(rows.rows["event"])
             batches.append(self._samples(rows, columns))
         declared = np.flatnonzero(columns.of_kind("item"))
@@ -241,7 +243,9 @@ class Joiner:
             return together
         return together.take(pa.array(np.argsort(np.concatenate(causes), kind="stable")))
 
-    def _told(self, events: EventColumns, now_us: Ids) -> tuple[NDArray[Any], Histories]:
+    def _told(
+        self, events: EventColumns, now_us: Ids, served: _Served
+    ) -> tuple[NDArray[Any], Histories]:
         """What the compiled part is told of the events, with the histories it may need."""
         actions = self._users.actions(events)
         label, value = self._label_of(events)
@@ -268,6 +272,8 @@ class Joiner:
             "scenario": np.append(_numbers(events.scenarios, self._scenarios), NONE)[
                 events.scenario
             ],
+            "version": served.version,
+            "score": served.score,
             "kind": _numbers(events.kinds, self._kinds)[events.kind],
             "label": label,
             "value": value,
@@ -314,6 +320,8 @@ class Joiner:
                 np.full(len(rows), self._config.impressions.keep_negatives, np.float32),
                 mask=~rows["joined"],
             ),
+            "served_score": pa.array(rows["score"], mask=np.isnan(rows["score"])),
+            "served_version": _nullable(rows["version"]),
             "logged_us": pa.array(events.logged_us[rows["event"]]),
         }
         for name, number in self._labels.items():
@@ -338,6 +346,44 @@ class Joiner:
             item_tokens=pa.array(tokens, self._schema.field("item_tokens").type),
             logged_us=pa.array(events.logged_us[rows]),
         )
+
+
+class _Said(msgspec.Struct):
+    """What whoever served an impression says of it among its attributes."""
+
+    score: float | None = None
+    version: str | None = None
+
+
+class _Served(NamedTuple):
+    """How each of n events was served: `version` (n,), NONE if it is not known; `score` (n,), NaN
+    if it is not known.
+    """
+
+    version: Ids
+    score: NDArray[np.float32]
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SAID = msgspec.json.Decoder(_Said)
+
+
+def _served(events: pa.RecordBatch, impressions: NDArray[np.bool_]) -> _Served:
+    count = events.num_rows
+    found = _Served(np.full(count, NONE), np.full(count, np.nan, np.float32))
+    said_of = events["attributes"].is_valid().to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(impressions & said_of)
+    texts = events["attributes"].take(pa.array(rows)).to_pylist()
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        try:
+            said = _SAID.decode(text)
+        except (msgspec.ValidationError, msgspec.DecodeError):  # they mean something else by it
+            continue
+        if said.version is not None:
+            found.version[row] = stable_id(said.version)
+        if said.score is not None and abs(said.score) < _LARGEST:
+            found.score[row] = said.score
+    return found
 
 
 def item_tokens(attributes: dict[str, object], fields: Sequence[str]) -> list[int]:

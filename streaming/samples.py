@@ -32,6 +32,10 @@ SAMPLE_SCHEMA = pa.schema(
         ("label_liked", pa.bool_()),  # null = not known
         # Of the impressions that came to nothing, this share became samples; null = was not shown.
         ("negative_rate", pa.float32()),
+        # Of an impression that says so: the score with which it was served, and the stable id of
+        # the name of the version that gave it.
+        ("served_score", pa.float32()),
+        ("served_version", pa.int64()),
         # When the event that made it a sample reached the log.
         pa.field("logged_us", pa.int64(), nullable=False),
     ]

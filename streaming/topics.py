@@ -8,6 +8,7 @@ record. Those of `events` must stay, for a user's events have to follow each oth
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,17 @@ class Topics:
             self._plan_one(topic, name, counts.get(name), settings.get(name))
             for name, topic in names.items()
         ]
+
+    def retention_s(self) -> dict[str, float]:
+        """How long each topic that is there keeps its records, as far as the broker says."""
+        names = {self._prefix + topic: topic for topic in TOPICS}
+        found = self._cluster.settings(list(self._cluster.partitions(names)))
+        kept_ms = {
+            names[name]: float(settings["retention.ms"])
+            for name, settings in found.items()
+            if "retention.ms" in settings
+        }
+        return {topic: math.inf if ms < 0 else ms / 1e3 for topic, ms in kept_ms.items()}
 
     def missing(self) -> list[str]:
         """The topics that are not there, by the broker's names."""

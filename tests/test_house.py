@@ -20,10 +20,10 @@ ADAPTERS = {
     "feast": ("features.store",),
     "kafka": ("streaming.kafka_client",),
     "prometheus_client": ("serving.metrics",),
-    "ray": ("infra.workers",),
+    "ray": ("infra.workers", "infra.ray_serve"),
     "redis": ("features.store",),
     "sqlite3": ("streaming.file_log", "features.store"),  # two files, each with rules of its own
-    "uvicorn": ("infra.run",),
+    "uvicorn": ("infra.serving",),
 }
 
 

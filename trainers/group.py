@@ -40,7 +40,8 @@ from streaming.loop import Loop
 from streaming.read_ahead import ReadAhead
 from trainers.exchange import Exchange, PeerLost
 from trainers.trainer import Clocks, Trainer
-from trainers.versions import Version, VersionStore, new_lineage
+from trainers.version_store import VersionStore
+from trainers.versions import Version, new_lineage
 
 _POLL_S = 0.005
 Place = tuple[int, int]  # partition and offset of a record of `samples`
@@ -260,9 +261,9 @@ class Leader(_Rank):
 class _Answer(Part):
     """A part is an answer like any other: a rank from which none comes is lost."""
 
-    def wait(self) -> None:
+    def wait(self, is_there: Callable[[], bool], every_s: float = 0.002) -> None:
         try:
-            super().wait()
+            super().wait(is_there, every_s)
         except ArtefactError as error:
             raise PeerLost(str(error)) from error
 

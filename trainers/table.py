@@ -12,6 +12,7 @@ changes nothing, so one that fails asks again.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from trainers.kernels import oldest_rows, share_rows
 from trainers.optimisers import OptimiserConfig
 from trainers.rows import Birth, DeviceRows, Floats, Ids, MemoryRows, Rows, Used
 
+_AT_ONCE = 1 << 14  # rows that are copied at once
 _SPARE = 64  # where rows go for want of room, this part of them goes at once
 _MAP_BYTES = 34  # an id takes in the map, at most, when it is not growing
 
@@ -45,7 +47,8 @@ class TableConfig:
     `expire_after_s` is how long, in event time, a row lives that nobody learns; with more than
     `max_rows` rows or `max_bytes` those that were not learnt for longest go first. `offload` is a
     directory for a file with the rows, which may then be larger than memory. `device` is a
-    device of torch's.
+    device of torch's. A table that does not learn (`learns`) is told its rows, and keeps nothing
+    beside them: it can neither be trained nor tell what has changed.
     """
 
     name: str = ""
@@ -59,6 +62,7 @@ class TableConfig:
     max_bytes: PositiveInt | None = None
     offload: str = ""
     device: str = "cpu"
+    learns: bool = True
 
     def __post_init__(self) -> None:
         if self.offload and self.device != "cpu":
@@ -67,7 +71,13 @@ class TableConfig:
     @property
     def row_bytes(self) -> int:
         """What a row takes with all that is kept beside it."""
-        return 4 * (self.width + self.optimiser.slots(self.width)) + 20 + _MAP_BYTES
+        marks = 20 if self.learns else 0
+        return 4 * (self.width + self.kept.slots(self.width)) + marks + _MAP_BYTES
+
+    @property
+    def kept(self) -> OptimiserConfig:
+        """The optimiser whose slots lie beside the rows: one without any, if nothing is learnt."""
+        return self.optimiser if self.learns else OptimiserConfig("sgd")
 
     @property
     def most_rows(self) -> int | None:
@@ -96,8 +106,9 @@ class EmbeddingTable:
         self._touched = GrowingArray(np.int64)  # clock of a row's last change, 0 for a free one
         self._used: list[Used] = []
         self._anchor = torch.zeros((), requires_grad=True)
-        self._filter = AdmissionFilter(config.admission) if config.admission.after > 1 else None
-        self._shared = 0 if self._filter is None else config.admission.shared
+        admits = config.admission.after > 1
+        self._filter = AdmissionFilter(config.admission) if admits and config.learns else None
+        self._shared = config.admission.shared if admits else 0
         self._expiry_due_us: int | None = None
         # Ids that went after the clock `_told_from`.
         self._gone: list[tuple[int, Ids]] = []
@@ -193,12 +204,24 @@ class EmbeddingTable:
     def upsert(self, ids: Ids, values: Floats) -> None:
         """Sets rows of distinct ids to absolute values, making those that are not there."""
         rows = self._rows_of(ids)
-        self._rows.write(rows, values, self.config.optimiser.first_slots(values))
+        self._rows.write(rows, values, self.config.kept.first_slots(values))
+        self._map.move(ids.size)
 
     def remove(self, ids: Ids) -> None:
         """Takes out the rows of those of the ids that have one."""
         rows = self._map.remove(ids) + self._shared
-        self._touched.rows[rows] = 0
+        if self.config.learns:
+            self._touched.rows[rows] = 0
+
+    def parts(self) -> Iterator[tuple[Ids, Floats]]:
+        """All ids and rows, some thousands at a time: what another table's `upsert` takes.
+
+        Nothing may be written meanwhile; whoever only reads does not notice.
+        """
+        rows = self._rows_since(0)
+        for start in range(0, rows.size, _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            yield self._ids_of(part), self._rows.read(part)[0]
 
     # -- the cut ---------------------------------------------------------------------------
 
@@ -208,6 +231,7 @@ class EmbeddingTable:
         What changed comes in no order: sorting it would hold training up, and rows that are copied
         as they lie are copied several times as fast.
         """
+        self._check_learns()
         rows = self._rows_since(-1 if since is None else since)
         ids = self._ids_of(rows)
         if since is None:
@@ -236,6 +260,7 @@ class EmbeddingTable:
 
     def restore(self, table: pa.Table, filter_state: dict[str, NDArray[Any]] | None = None) -> None:
         """Takes the state that `table` and `filter_state` gave; the table must be empty."""
+        self._check_learns()
         state = json.loads(table.schema.metadata[b"state"])
         ids = table["id"].to_numpy()
         values, slots = column_matrix(table["row"]), np.empty((ids.size, 0), np.float32)
@@ -282,6 +307,7 @@ class EmbeddingTable:
 
     def _admitted(self, ids: Ids, repeats: Ids | None = None) -> Ids:
         """The row of each id, after those were given one that are worth it."""
+        self._check_learns()
         if self._filter is None:
             return self._give_rows(ids)
         rows = self._map.find(ids)
@@ -331,18 +357,33 @@ class EmbeddingTable:
     def _bear(self, rows: Ids, ids: Ids) -> None:
         """Makes rows what their ids are born with."""
         values = Birth(self.config.seed, self.config.birth_scale).rows(ids, self.config.width)
-        self._rows.write(rows, values, self.config.optimiser.first_slots(values))
+        self._rows.write(rows, values, self.config.kept.first_slots(values))
 
     def _mark_new(self, rows: Ids) -> None:
+        if not self.config.learns:
+            return
         self._seen.rows[rows] = self.now_us
         # The step that they are born in is not over: it is told by the next clock.
         self._touched.rows[rows] = self.clock + 1
 
     def _reserve(self, rows: int) -> None:
-        for array in (self._rows, self._seen, self._touched):
-            array.reserve(rows)
+        self._rows.reserve(rows)
+        if self.config.learns:
+            self._seen.reserve(rows)
+            self._touched.reserve(rows)
+
+    def _check_learns(self) -> None:
+        if not self.config.learns:
+            raise ValueError(
+                f"table {self.config.name!r} only serves, and keeps nothing that learning needs:"
+                " make it with learns = true"
+            )
 
     def _rows_since(self, clock: int) -> Ids:
+        if not self.config.learns and clock <= 0:
+            own = np.flatnonzero(self._map.ids != EMPTY) + self._shared
+            return np.concatenate([np.arange(self._shared), own])
+        self._check_learns()
         # A pass over 8 bytes a row costs less than keeping lists of what changed.
         touched = self._touched.rows[: self._map.rows + self._shared]
         return np.flatnonzero(touched > max(clock, 0))
@@ -410,5 +451,5 @@ def _make_rows(config: TableConfig) -> Rows:
     birth = Birth(config.seed, config.birth_scale)
     if config.device == "cpu":
         directory = Path(config.offload) if config.offload else None
-        return MemoryRows(config.width, config.optimiser, birth, directory)
-    return DeviceRows(config.width, config.optimiser, birth, torch.device(config.device))
+        return MemoryRows(config.width, config.kept, birth, directory)
+    return DeviceRows(config.width, config.kept, birth, torch.device(config.device))

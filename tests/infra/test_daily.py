@@ -47,7 +47,8 @@ from trainers import models
 from trainers.arrays import column_matrix
 from trainers.models.two_tower import TwoTower
 from trainers.trainer import Trainer
-from trainers.versions import VersionInfo, VersionStore, read_announcement
+from trainers.version_store import VersionStore
+from trainers.versions import VersionInfo, read_announcement
 
 DAYS = ["2025-03-01", "2025-03-02", "2025-03-03"]
 RATINGS = 900

@@ -18,7 +18,7 @@ from streaming.archive import ArchiveConfig
 from streaming.errors import ConfigError
 from streaming.log import SAMPLES, Append
 from trainers.trainer import Trainer, TrainerConfig
-from trainers.versions import VersionStore
+from trainers.version_store import VersionStore
 
 DAILY = Recipe(source="none", learning="daily")
 

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self, items: list[dict[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
         self.items = items
-        self.asked: list[dict[str, list[str]]] = []
+        self.asked: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.posts = 0
         self.broken = 0
@@ -88,21 +87,26 @@ class Answering(BaseHTTPRequestHandler):
     server: Stub
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        if parts.path == "/readyz":
-            self.server.not_ready -= 1
-            self.answer(503 if self.server.not_ready >= 0 else 200, {"status": "ready or not"})
-        elif self.server.breaks():
-            self.answer(500, {"error": "out of order"})
-        else:
-            query = parse_qs(parts.query)
-            with self.server.lock:
-                self.server.asked.append(query)
-                name = f"request-{len(self.server.asked)}"
-            self.answer(200, {"request_id": name, "items": self.server.items[: int(query["k"][0])]})
+        self.server.not_ready -= 1
+        self.answer(503 if self.server.not_ready >= 0 else 200, {"reason": "ready or not"})
 
     def do_POST(self) -> None:
         sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("/v1/recommend"):
+            self.recommend(sent)
+        else:
+            self.take(sent)
+
+    def recommend(self, asked: dict[str, Any]) -> None:
+        if self.server.breaks():
+            self.answer(500, {"error": "out of order"})
+            return
+        with self.server.lock:
+            self.server.asked.append(asked)
+            name = f"request-{len(self.server.asked)}"
+        self.answer(200, {"request_id": name, "items": self.server.items[: asked["k"]]})
+
+    def take(self, sent: list[dict[str, Any]]) -> None:
         self.server.posts += 1
         if self.server.refuses:
             self.answer(422, {"accepted": [], "rejected": [{"index": n} for n in range(len(sent))]})
@@ -254,7 +258,7 @@ def test_the_same_seed_is_the_same_crowd() -> None:
     for _ in range(2):
         with serving(FILMS) as stub:
             visit(stub, connections=1, rate=10.0, duration_s=2.0)  # too slow for any to give up
-            asked.append([(q["user_id"][0], q["k"][0]) for q in stub.asked[:15]])
+            asked.append([(q["user_id"], q["k"]) for q in stub.asked[:15]])
     assert asked[0] == asked[1]
     assert len(set(asked[0])) > 3
 

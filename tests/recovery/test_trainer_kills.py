@@ -30,7 +30,7 @@ from streaming.log import SAMPLES, Log
 from streaming.open_log import open_log
 from trainers.arrays import column_matrix, table_arrays
 from trainers.trainer import Trainer
-from trainers.versions import VersionStore
+from trainers.version_store import VersionStore
 
 KILLS = 10
 TABLES = ("user", "item", "token")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from features.definitions import View
-from serving.recommender import OnlineFeatures
+from serving.api_config import ApiConfig
+from serving.connections import guarded
+from serving.recommender import OnlineFeatures, RecommendConfig
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.file_log import FileLog
 from streaming.ids import stable_id, stable_ids
@@ -176,6 +184,11 @@ def know(feature_rows: Rows) -> Callable[..., None]:
         feature_rows["user_history", stable_id(user)] = {
             "items": stable_ids(items).tolist(),
             "rewards": [1.0] * len(items),
+            "kinds": [1] * len(items),
+            "at_us": [newest_us] * len(items),
+            "scenarios": [-1] * len(items),
+            "sessions": [-1] * len(items),
+            "values": [float("nan")] * len(items),
             "newest_us": newest_us,
         }
 
@@ -190,6 +203,24 @@ def log(tmp_path: Path) -> Iterator[FileLog]:
     opened = FileLog(tmp_path / "log.db")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def patient() -> Callable[..., RecommendConfig]:
+    """How answers are made where nothing may be late because the machine is busy."""
+
+    def make(**changes: Any) -> RecommendConfig:
+        hour_ms = 3.6e6
+        return RecommendConfig(
+            within_ms=hour_ms,
+            features_within_ms=hour_ms,
+            statistics_within_ms=hour_ms,
+            source_within_ms=hour_ms,
+            ranker_within_ms=hour_ms,
+            **changes,
+        )
+
+    return make
 
 
 class AsgiTransport(httpx.BaseTransport):
@@ -220,3 +251,27 @@ def connect() -> Callable[[ASGIApp], httpx.Client]:
         return httpx.Client(transport=AsgiTransport(app), base_url="http://headrace.test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[int]]:
+    """Runs an application on a port of its own, as the service does; gives the port."""
+
+    @contextmanager
+    def run(app: ASGIApp, config: ApiConfig | None = None) -> Iterator[int]:
+        protocol = guarded(HttpToolsProtocol, config or ApiConfig())
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
+            server = uvicorn.Server(uvicorn.Config(app, http=protocol, **quiet))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            try:
+                yield int(listening.getsockname()[1])
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    return run

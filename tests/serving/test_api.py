@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,9 @@ from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from serving.api import ApiConfig, Service, create_app
 from serving.metrics import ServingMetrics
-from serving.recommender import OnlineFeatures, Recommender
+from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
+from serving.schemas import RankAnswer, RecommendAnswer, UserAnswer
 from serving.times import time_text
 from streaming.errors import LogError, LogFull
 from streaming.events import EventRules
@@ -36,6 +38,7 @@ from trainers.versions import Version
 Connect = Callable[[ASGIApp], httpx.Client]
 MakeVersion = Callable[..., Version]
 Know = Callable[..., None]
+Patient = Callable[..., RecommendConfig]
 LIKE = {"kind": "like", "user_id": "u1", "item_id": "i1"}
 PLACE = TopicPartition(EVENTS, 0)
 
@@ -67,13 +70,15 @@ class Stage:
         return self.client.post("/v1/events", json=body)
 
 
-def make_stage(log: FileLog, features: OnlineFeatures, connect: Connect) -> Stage:
+def make_stage(
+    log: FileLog, features: OnlineFeatures, connect: Connect, config: RecommendConfig
+) -> Stage:
     replica, catalog = Replica(), Catalog(EventRules(), BehaviourConfig(), AggregatorConfig())
     stage: Stage
     service = Service(
         log=log,
         rules=EventRules(),
-        recommender=Recommender(replica, catalog, features),
+        recommender=Recommender(replica, catalog, features, config),
         catalog=catalog,
         metrics=ServingMetrics(),
         status=lambda: {"lag": {"trainer": 7}, "ready": stage.reason is None},
@@ -84,8 +89,10 @@ def make_stage(log: FileLog, features: OnlineFeatures, connect: Connect) -> Stag
 
 
 @pytest.fixture
-def stage(log: FileLog, online_features: OnlineFeatures, connect: Connect) -> Iterator[Stage]:
-    made = make_stage(log, online_features, connect)
+def stage(
+    log: FileLog, online_features: OnlineFeatures, connect: Connect, patient: Patient
+) -> Iterator[Stage]:
+    made = make_stage(log, online_features, connect, patient())
     with made.client:
         yield made
 
@@ -130,13 +137,6 @@ def test_an_unknown_user_gets_what_is_popular(stocked: Stage) -> None:
         "attributes": {"year": 1999},
         "score": pytest.approx(0.5, abs=0.001),  # three of six likes
         "source": "popular",
-        "statistics": {
-            "actions": 0,
-            "mean_reward": None,
-            "popularity": 0.0,
-            "ctr": None,
-            "coec": 1.0,
-        },
     }
     assert answer["user_id"] == "stranger"
     assert answer["version"] is answer["watermark"] is answer["features_at"] is None
@@ -224,6 +224,160 @@ def test_every_answer_has_a_request_id_of_its_own(stocked: Stage) -> None:
     paths = ["/v1/recommend?user_id=u1", "/v1/items/i1/similar"] * 20
     ids = {stocked.client.get(path).json()["request_id"] for path in paths}
     assert len(ids) == 40
+
+
+# Recommendations in context
+
+
+def test_get_and_post_answer_alike(stocked: Stage) -> None:
+    asked: dict[str, Any] = {"user_id": "u1", "k": 3, "scenario": "home", "query": "title"}
+    got = stocked.client.get("/v1/recommend", params=asked)
+    posted = stocked.client.post("/v1/recommend", json=asked)
+    assert shown(got) == shown(posted)
+    assert got.json()["scenario"] == posted.json()["scenario"] == "home"
+
+
+def test_what_is_excluded_is_not_shown_and_what_is_seen_if_asked(
+    stocked: Stage, know: Know
+) -> None:
+    know("u1", ["i0"])
+
+    def ask(**context: Any) -> list[str]:
+        asked = {"user_id": "u1", "k": 2, **context}
+        return shown(stocked.client.post("/v1/recommend", json=asked))
+
+    assert ask() == ["i1", "i2"]
+    assert ask(exclude=["i1", "unknown"])[0] == "i2"
+    assert set(ask(seen=True, exclude=["i2"])) == {"i0", "i1"}
+
+
+def test_items_pass_all_filters_and_any_value_of_each(stage: Stage) -> None:
+    stage.post([
+        {"kind": "item", "item_id": name, "attributes": {"genre": genre, "land": land}}
+        for name, genre, land in [("a", "Drama", "fr"), ("b", "Comedy", "fr"), ("c", "Drama", "it"),
+                                  ("d", "War: a film", "fr")]
+    ])  # fmt: skip
+    stage.catch_up()
+
+    def got(*filters: str) -> set[str]:
+        asked = {"user_id": "u", "filter": filters}
+        return set(shown(stage.client.get("/v1/recommend", params=asked)))
+
+    def posted(**filters: Any) -> set[str]:
+        asked = {"user_id": "u", "filters": filters}
+        return set(shown(stage.client.post("/v1/recommend", json=asked)))
+
+    assert got() == posted() == {"a", "b", "c", "d"}
+    assert got("genre:Drama") == posted(genre="Drama") == {"a", "c"}
+    assert got("genre:Drama", "genre:Comedy", "land:fr") == {"a", "b"}
+    assert posted(genre=["Drama", "Comedy"], land=["fr"]) == {"a", "b"}
+    assert got("genre:War: a film") == {"d"}
+    unknown = stage.client.get("/v1/recommend?user_id=u&filter=colour:red")
+    assert unknown.status_code == 422
+    assert "'colour'" in unknown.json()["error"]
+    assert stage.client.get("/v1/recommend?user_id=u&filter=genre").status_code == 422
+
+
+def test_why_is_told_if_asked_and_only_then(
+    stocked: Stage, random_version: MakeVersion, item_ids: list[int]
+) -> None:
+    stocked.replica.take(random_version(item_ids))
+    plain = stocked.client.get("/v1/recommend?user_id=u1").json()
+    assert "took_ms" not in plain
+    assert not {"why", "statistics"} & plain["items"][0].keys()
+    told = stocked.client.get("/v1/recommend?user_id=u1&explain=true").json()
+    assert all(milliseconds >= 0 for milliseconds in told["took_ms"].values())
+    assert told["took_ms"]
+    assert {"shares", "tasks", "moved"} == told["items"][0]["why"].keys()
+    assert told["items"][0]["statistics"] == {
+        "actions": 0, "mean_reward": None, "popularity": 0.0, "ctr": None, "coec": 1.0,
+    }  # fmt: skip
+
+
+def test_given_items_are_ranked(
+    stocked: Stage, know: Know, random_version: MakeVersion, item_ids: list[int]
+) -> None:
+    stocked.replica.take(random_version(item_ids))
+    know("u1", ["i3"])
+    asked = {"user_id": "u1", "item_ids": ["i9", "nobody's", "i3", "i20", "i9"]}
+    answer = stocked.client.post("/v1/rank", json=asked)
+    assert sorted(shown(answer)) == ["i20", "i3", "i9"]
+    assert answer.json()["unknown"] == ["nobody's"]
+    assert answer.json()["version"] == "two_tower/a/0"
+    only = {"user_id": "u1", "item_ids": ["nobody's"]}
+    assert shown(stocked.client.post("/v1/rank", json=only)) == []
+
+
+def test_what_is_known_of_a_user(stocked: Stage, know: Know) -> None:
+    nobody = stocked.client.get("/v1/users/a%2Fb")
+    assert nobody.status_code == 404
+    assert "nothing is known of the user 'a/b'" in nobody.json()["error"]
+    know("a/b", ["i3", "i0"], newest_us=1_000_000)
+    stocked.post({"kind": "user", "user_id": "a/b", "attributes": {"age": 25}})
+    stocked.catch_up()
+    known = stocked.client.get("/v1/users/a%2Fb").json()
+    assert known["attributes"] == {"age": 25}
+    assert {action["item"]["item_id"] for action in known["actions"]} == {"i0", "i3"}
+    assert known["features_at"] == "1970-01-01T00:00:01.000000Z"
+
+
+def test_answers_have_the_shape_that_is_described(
+    stocked: Stage, know: Know, random_version: MakeVersion, item_ids: list[int]
+) -> None:
+    stocked.replica.take(random_version(item_ids))
+    know("u1", ["i3"])
+    client = stocked.client
+    ranked = client.post("/v1/rank", json={"user_id": "u1", "item_ids": ["i1"], "explain": True})
+    for model, answer in (
+        (RecommendAnswer, client.get("/v1/recommend?user_id=u1")),
+        (RecommendAnswer, client.get("/v1/recommend?user_id=u1&explain=1")),
+        (RecommendAnswer, client.get("/v1/items/i1/similar")),
+        (RankAnswer, ranked),
+        (UserAnswer, client.get("/v1/users/u1")),
+    ):
+        assert answer.status_code == 200
+        model.model_validate_json(answer.content, strict=True, extra="forbid")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ("", 400, "not JSON"),
+        ("{", 400, "not JSON"),
+        ("[" * 100_000, 400, "not JSON"),
+        ('{"user_id": "\\ud800"}', 400, "not JSON"),
+        ("[]", 422, "body = []"),
+        ("{}", 422, "user_id = None: Field required"),
+        ('{"user_id": 7}', 422, "user_id = 7: Input should be a valid string"),
+        ('{"user_id": ""}', 422, "user_id = ''"),
+        ('{"user_id": "u", "k": 0}', 422, "k = 0"),
+        ('{"user_id": "u", "k": "3"}', 422, "k = '3'"),
+        ('{"user_id": "u", "k": NaN}', 422, "k = nan"),
+        ('{"user_id": "u", "colour": "red"}', 422, "colour = 'red': Extra inputs"),
+        ('{"user_id": "u", "filters": {"x": [1]}}', 422, "filters.x"),
+        ('{"user_id": "u", "filters": {"x": []}}', 422, "filters.x"),
+        (json.dumps({"user_id": "u", "exclude": ["i"] * 1_001}), 422, "exclude = "),
+        (json.dumps({"user_id": "u" * 1_100_000}), 413, "1048576 bytes"),
+    ],
+    ids=str,
+)
+def test_a_question_that_does_not_fit_is_told_where(
+    client: httpx.Client, body: str, status: int, told: str
+) -> None:
+    response = client.post("/v1/recommend", content=body)
+    assert response.status_code == status, response.text
+    assert told in response.json()["error"]
+    assert len(response.text) < 600
+
+
+def test_a_question_may_be_packed(stocked: Stage) -> None:
+    body = gzip.compress(b'{"user_id": "u", "k": 1}')
+    packed = stocked.client.post(
+        "/v1/recommend", content=body, headers={"Content-Encoding": "gzip"}
+    )
+    assert shown(packed) == ["i0"]
+    other = stocked.client.post("/v1/rank", content=body, headers={"Content-Encoding": "br"})
+    assert other.status_code == 415
 
 
 # Items
@@ -498,7 +652,10 @@ def test_an_event_the_log_cannot_take_is_answered_with_the_reason(
 
 @pytest.fixture(scope="module")
 def fuzzed(
-    tmp_path_factory: pytest.TempPathFactory, connect: Connect, random_version: MakeVersion
+    tmp_path_factory: pytest.TempPathFactory,
+    connect: Connect,
+    random_version: MakeVersion,
+    patient: Patient,
 ) -> Iterator[Stage]:
     """A stage that keeps what the examples before have put into it."""
 
@@ -507,7 +664,7 @@ def fuzzed(
             return [view.defaults for _ in keys]
 
     log = FileLog(tmp_path_factory.mktemp("fuzz") / "log.db")
-    made = make_stage(log, Nobody(), connect)
+    made = make_stage(log, Nobody(), connect, patient())
     with made.client:
         made.post([{"kind": "item", "item_id": f"i{n}"} for n in range(5)])
         made.catch_up()
@@ -690,7 +847,7 @@ def test_nothing_outside_of_the_playground_is_served(client: httpx.Client, path:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/no/such/page", 404), ("GET", "/v1/events", 405), ("POST", "/v1/recommend", 405)],
+    [("GET", "/no/such/page", 404), ("GET", "/v1/events", 405), ("POST", "/v1/items", 405)],
 )
 def test_what_is_not_there_is_named(
     client: httpx.Client, method: str, path: str, status: int
@@ -702,7 +859,10 @@ def test_what_is_not_there_is_named(
 
 def test_the_interface_describes_itself(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/v1/recommend", "/v1/events", "/v1/items", "/v1/status", "/readyz"} <= set(paths)
+    assert set(paths) == {
+        "/v1/recommend", "/v1/rank", "/v1/items/{item_id}/similar", "/v1/users/{user_id}",
+        "/v1/items", "/v1/events", "/v1/status", "/healthz", "/readyz", "/metrics",
+    }  # fmt: skip
     assert "post" in paths["/v1/events"]
 
 

@@ -25,9 +25,11 @@ from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from infra.ingest import IngestConfig, ingest, url_sink
 from serving.api import ApiConfig, Service, create_app
-from serving.ingestion import BadBody, BodyTooLarge, Lines, Unpacker
+from serving.bodies import Unpacker
+from serving.ingestion import Lines
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, Recommender
+from serving.refusals import BadBody, BodyTooLarge
 from serving.replica import Replica
 from streaming.errors import LogError, LogFull
 from streaming.events import EventRules
@@ -52,8 +54,13 @@ class Stage:
     connect: Connect
     log: FileLog
 
+    def __post_init__(self) -> None:
+        self.app = create_app(self.service, ApiConfig())
+
     def post(self, body: bytes | Iterator[bytes], config: ApiConfig | None = None, **headers: str) -> httpx.Response:  # noqa: E501 # fmt: skip
-        with self.connect(create_app(self.service, config or ApiConfig())) as client:
+        with self.connect(
+            self.app if config is None else create_app(self.service, config)
+        ) as client:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             return client.post("/v1/events", content=body, headers={**LINES, **named})
 

@@ -20,7 +20,7 @@ from features.newcomers import NewcomersConfig
 from features.popularity import ListTrust
 from serving.answers import Answer, Wanted
 from serving.cold_start import MODEL, ColdStartConfig, Proposals, pooled
-from serving.recommender import OnlineFeatures, Recommender
+from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.ids import stable_ids
@@ -30,6 +30,7 @@ from trainers.versions import Version
 
 Event = dict[str, Any]
 Know = Callable[..., None]
+Patient = Callable[..., RecommendConfig]
 MakeVersion = Callable[..., Version]
 NOW_US = 1_700_000_000_000_000
 CONFIG = CatalogConfig(newcomers=NewcomersConfig(actions=3, neighbours=2))
@@ -51,11 +52,12 @@ def user(name: str, **attributes: Any) -> Event:
 class World:
     """A catalog that hears events, a replica, and what was said of users."""
 
-    def __init__(self, features: OnlineFeatures, make: MakeVersion) -> None:
+    def __init__(self, features: OnlineFeatures, make: MakeVersion, patient: Patient) -> None:
         self.catalog = Catalog(EventRules(), BehaviourConfig(), AggregatorConfig(), config=CONFIG)
         self.replica = Replica()
         self._features = features
         self._make = make
+        self._patient = patient
         self._offset = 0
 
     def hear(self, *events: Event) -> None:
@@ -79,9 +81,12 @@ class World:
         info = replace(made.info, lineage=lineage)
         self.replica.take(replace(made, info=info, shards={**made.shards, "vectors": rows}))
 
+    def recommender(self, **config: Any) -> Recommender:
+        patient = self._patient(cold_start=ColdStartConfig(**config))
+        return Recommender(self.replica, self.catalog, self._features, patient)
+
     def recommend(self, user: str, count: int, **config: Any) -> Answer:
-        made = Recommender(self.replica, self.catalog, self._features, ColdStartConfig(**config))
-        return made.recommend(Wanted(user, count))
+        return self.recommender(**config).recommend(Wanted(user, count))
 
 
 def names(answer: Answer) -> list[str]:
@@ -93,9 +98,9 @@ def sources(answer: Answer) -> list[str]:
 
 
 @pytest.fixture
-def world(online_features: OnlineFeatures, random_version: MakeVersion) -> World:
+def world(online_features: OnlineFeatures, random_version: MakeVersion, patient: Patient) -> World:
     """Eight films that fans like, a1 best and a8 least, two genres in turn."""
-    made = World(online_features, random_version)
+    made = World(online_features, random_version, patient)
     for n in range(1, 9):
         made.hear(film(f"a{n}", "War" if n % 2 else "Comedy"), *likes(f"a{n}", 13 - n))
     return made
@@ -119,7 +124,8 @@ PROPOSALS = st.lists(
 
 @given(PROPOSALS)
 def test_the_pool_is_the_weighted_mean_of_shares(proposals: list[Proposals]) -> None:
-    items, shares, sources = pooled(proposals)
+    found = pooled(proposals)
+    items, shares = found.items, found.shares
     parts: dict[int, dict[str, float]] = {}
     for one in proposals:
         weight = one.weight / sum(other.weight for other in proposals)
@@ -127,16 +133,19 @@ def test_the_pool_is_the_weighted_mean_of_shares(proposals: list[Proposals]) -> 
             parts.setdefault(item, {})[one.source] = weight * share
     assert sorted(items.tolist()) == sorted(parts)
     assert (np.diff(shares) <= 0).all()
-    for item, share, source in zip(items.tolist(), shares.tolist(), sources, strict=True):
+    for place, (item, share) in enumerate(zip(items.tolist(), shares.tolist(), strict=True)):
         assert share == pytest.approx(sum(parts[item].values()))
-        assert parts[item].get(source, 0.0) == pytest.approx(max(parts[item].values()))
+        largest = parts[item].get(found.source(place), 0.0)
+        assert largest == pytest.approx(max(parts[item].values()))
+        contributed = {name: part for name, part in parts[item].items() if part}
+        assert found.contributions(place) == pytest.approx(contributed)
 
 
 def test_one_opinion_counts_once() -> None:
     known = Proposals("two_tower", np.array([1]), np.array([0.5]), MODEL, 3.0)
     new = Proposals("new", np.array([2]), np.array([0.25]), MODEL, 3.0)
     hot = Proposals("popular", np.array([1]), np.array([0.1]), "hot", 1.0)
-    _, shares, _ = pooled([known, new, hot])
+    shares = pooled([known, new, hot]).shares
     assert shares.tolist() == pytest.approx([0.75 * 0.5 + 0.25 * 0.1, 0.75 * 0.25])
 
 
@@ -194,9 +203,9 @@ def test_declared_interests_come_first_and_what_is_hot_is_not_forgotten(world: W
 
 
 def test_without_any_action_in_the_world_interests_still_say_something(
-    online_features: OnlineFeatures, random_version: MakeVersion
+    online_features: OnlineFeatures, random_version: MakeVersion, patient: Patient
 ) -> None:
-    world = World(online_features, random_version)
+    world = World(online_features, random_version, patient)
     world.hear(film("1", "War"), film("2", "Comedy"), user("u", interests=["Comedy"]))
     answer = world.recommend("u", 2)
     assert names(answer) == ["2", "1"]
@@ -266,7 +275,7 @@ def test_what_was_seen_is_hidden_though_it_is_new(world: World, know: Know) -> N
 def test_similar_to_what_no_version_knows_is_what_says_the_same(world: World) -> None:
     world.publish(*(f"a{n}" for n in range(1, 9)))
     world.hear(film("new", "War"))
-    recommender = Recommender(world.replica, world.catalog, world._features)
+    recommender = world.recommender()
     answer = recommender.similar("new", 8)
     assert set(names(answer)[:4]) == {"a1", "a3", "a5", "a7"}
     assert sources(answer)[:4] == ["content"] * 4
@@ -278,7 +287,7 @@ def test_similar_to_what_no_version_knows_is_what_says_the_same(world: World) ->
 
 def test_an_answer_follows_what_happens_at_once(world: World, know: Know) -> None:
     """Nothing that is kept between answers outlives what it was made of."""
-    recommender = Recommender(world.replica, world.catalog, world._features)
+    recommender = world.recommender()
     world.hear(user("u", interests=["War"]))
     assert names(recommender.recommend(Wanted("stranger", 1))) == ["a1"]
     assert names(recommender.recommend(Wanted("u", 1))) == ["a1"]

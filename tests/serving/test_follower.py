@@ -1,20 +1,32 @@
-"""The follower with a real log and a real store: order, gaps, damage, new lineages."""
+"""The follower with a real log, a real store and a real replica: order, gaps, damage, control."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
 
 from serving.follower import Follower
-from serving.replica import Replica
+from serving.replica import Applied, Replica
+from streaming.artefact_store import RemoteArtefacts
 from streaming.file_log import FileLog
-from trainers.versions import Version, VersionInfo, VersionStore
+from trainers.compaction import compact_chain
+from trainers.version_store import VersionStore
+from trainers.versions import Version, VersionInfo, doorbell
 
 MakeVersion = Callable[..., Version]
+IDS = st.sets(st.integers(0, 9), max_size=5).map(sorted)
 EVERY = 4  # each fourth version is a snapshot
 
 
@@ -27,10 +39,17 @@ class Stage:
         self.store = VersionStore(root)
         self.replica = Replica()
         self.applied: list[int] = []
-        self._make = make
+        self.refused: list[tuple[str, str]] = []
+        self.read_from = self.store
+        self.make = make
 
-    def follower(self, look_back: int = 100) -> Follower:
-        return Follower(self.log, self.store, self.replica, look_back, self._told)
+    def follower(self, look_back: int = 100, **options: Any) -> Follower:
+        def refused(info: VersionInfo, reason: str) -> None:
+            self.refused.append((info.name, reason))
+
+        return Follower(
+            self.log, self.read_from, self.replica, look_back, self._told, refused, **options
+        )
 
     def publish(
         self,
@@ -38,15 +57,21 @@ class Stage:
         lineage: str = "a",
         lost: bool = False,
         watermark_us: int | None = None,
+        **made: Any,
     ) -> None:
         """Writes and announces versions; with `lost` a shard of each is gone afterwards."""
         for number in numbers:
-            version = self._make(
-                number, lineage, snapshot=number % EVERY == 0, watermark_us=watermark_us
+            version = self.make(
+                number, lineage, snapshot=number % EVERY == 0, watermark_us=watermark_us, **made
             )
             self.log.append(self.store.execute([version]))
             if lost:
                 self.shard(number, lineage).unlink()
+
+    def pin(self, name: str | None) -> None:
+        """Holds replicas at a version, as the command does."""
+        self.store.pin("two_tower", None if name is None else f"two_tower/{name}")
+        self.log.append([doorbell("two_tower")])
 
     def shard(self, number: int, lineage: str = "a") -> Path:
         return self.root / "two_tower" / lineage / str(number) / "vectors.arrow"
@@ -57,7 +82,9 @@ class Stage:
         with self.replica.reading() as served:
             if served is None:
                 return None
-            assert set(served._all_vectors().flatten().tolist()) == {float(served.info.number)}
+            assert set(served.vectors(served.items)[0].flatten().tolist()) == {
+                float(served.info.number)
+            }
             return f"{served.info.lineage}{served.info.number}"
 
     def _told(self, info: VersionInfo, seconds: float) -> None:
@@ -74,7 +101,7 @@ def test_starts_from_the_newest_snapshot(stage: Stage) -> None:
     stage.publish(*range(10))
     stage.follower().turn(0)
     assert stage.serves == "a9"
-    assert stage.applied == [8, 9]
+    assert stage.applied == [9]  # with what follows it, in one step
 
 
 def test_follows_what_is_announced_and_each_version_once(stage: Stage) -> None:
@@ -89,13 +116,29 @@ def test_follows_what_is_announced_and_each_version_once(stage: Stage) -> None:
     assert stage.applied == list(range(10))
 
 
-def test_several_announcements_in_one_turn_are_taken_in_their_order(stage: Stage) -> None:
+def test_what_waits_is_applied_in_one_step_from_the_newest_snapshot_on(stage: Stage) -> None:
     follower = stage.follower()
     stage.publish(0)
     follower.turn(0)
-    stage.publish(*range(1, 7))
+    stage.publish(1, 2, 3)
     follower.turn(0)
-    assert stage.applied == list(range(7))
+    assert (stage.serves, stage.applied) == ("a3", [0, 3])
+    stage.publish(*range(EVERY, 2 * EVERY + 2))
+    follower.turn(0)
+    assert (stage.serves, stage.applied) == ("a9", [0, 3, 9])
+
+
+def test_a_step_has_no_more_rows_than_asked_for(stage: Stage) -> None:
+    follower = stage.follower(rows_at_once=24)  # a version of the tests has 12
+    stage.publish(0)
+    follower.turn(0)
+    stage.publish(1, 2, 3)
+    follower.turn(0)
+    assert stage.applied == [0, 2, 3]
+    stage.publish(*range(EVERY, EVERY + 4))
+    follower.turn(0)
+    assert stage.applied == [0, 2, 3, 7]  # a snapshot is laid once, with all that follows
+    assert stage.serves == "a7"
 
 
 @pytest.mark.parametrize("damage", ["gone", "flipped", "directory gone"])
@@ -164,7 +207,7 @@ def test_a_snapshot_that_can_be_read_after_all_is_taken_with_the_next_delta(stag
     stage.publish(2)
     follower.turn(0)
     assert stage.serves == "a2"
-    assert stage.applied == [0, 1, 2]
+    assert stage.applied == [2]
 
 
 def test_a_new_lineage_takes_over(stage: Stage) -> None:
@@ -207,7 +250,7 @@ def test_a_restarted_follower_starts_with_the_newest_lineage(stage: Stage) -> No
     stage.publish(0, 1, lineage="b", watermark_us=51)
     stage.follower().turn(0)
     assert stage.serves == "b1"
-    assert stage.applied == [0, 1]
+    assert stage.applied == [1]
 
 
 def test_what_is_announced_twice_is_applied_once(stage: Stage) -> None:
@@ -265,3 +308,347 @@ def test_runs_until_it_is_told_to_stop(stage: Stage) -> None:
         thread.join(timeout=10)
     assert not thread.is_alive()
     assert stage.serves == "a0"
+
+
+# What is missing, doubled or nonsense
+
+
+def test_a_delta_that_was_never_announced_is_healed_by_the_next_snapshot(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1)
+    follower.turn(0)
+    for number in (3, 3):
+        stage.publish(number)
+        follower.turn(0)
+        assert stage.serves == "a1"
+    assert caplog.text.count("two_tower/a/3 cannot be reached yet, waiting for a snapshot") == 1
+    stage.publish(EVERY, EVERY + 1)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 1}"
+
+
+def test_two_lineages_at_once_do_not_take_turns(stage: Stage) -> None:
+    follower = stage.follower()
+    served = []
+    for number in range(2 * EVERY):
+        stage.publish(number, lineage="a", watermark_us=100 + number)
+        stage.publish(number, lineage="b", watermark_us=100 + number)
+        follower.turn(0)
+        served.append(stage.serves)
+    assert served == [f"b{number}" for number in range(2 * EVERY)]
+
+
+def test_clocks_that_are_wrong_do_no_harm(stage: Stage) -> None:
+    """Neither the times in names of lineages, nor in versions, are compared with any clock."""
+    follower = stage.follower()
+    in_2100_us = 4_102_444_800_000_000
+    stage.publish(*range(3), lineage="20991231T000000-aaaa", watermark_us=in_2100_us)
+    follower.turn(0)
+    stage.publish(0, lineage="19700101T000000-bbbb", watermark_us=in_2100_us)
+    follower.turn(0)
+    assert stage.serves == "19700101T000000-bbbb0"
+
+
+def test_a_version_that_makes_nonsense_is_refused_and_named_once(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1)
+    follower.turn(0)
+    stage.publish(2, value=float("nan"))
+    follower.turn(0)
+    for _ in range(2):
+        stage.publish(3)
+        follower.turn(0)
+        assert stage.serves == "a1"
+    assert [name for name, _ in stage.refused] == ["two_tower/a/2"]
+    assert "not finite" in stage.refused[0][1]
+    stage.publish(EVERY)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY}"
+
+
+def test_what_comes_before_nonsense_in_one_turn_is_applied(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1)
+    stage.publish(2, value=float("inf"), ids=(7,))
+    stage.publish(3)
+    follower.turn(0)
+    assert stage.serves == "a1"
+    assert [name for name, _ in stage.refused] == ["two_tower/a/2"]
+
+
+@pytest.mark.parametrize("what", ["model", "options"])
+def test_a_version_that_cannot_be_built_here_is_refused(stage: Stage, what: str) -> None:
+    follower = stage.follower()
+    stage.publish(0, watermark_us=50)
+    follower.turn(0)
+    version = stage.make(0, "b", snapshot=True, watermark_us=60)
+    other: dict[str, Any] = {"model": "of tomorrow"} if what == "model" else {}
+    if what == "options":
+        other = {"options": {"width": 4, "tomorrow": True}}
+    version = replace(version, info=replace(version.info, **other))
+    stage.log.append(stage.store.execute([version]))
+    follower.turn(0)
+    assert stage.serves == "a0"
+    assert [name for name, _ in stage.refused] == [version.info.name]
+    stage.publish(1, watermark_us=51)
+    follower.turn(0)
+    assert stage.serves == "a1"
+
+
+# A store that is away, or slow
+
+
+class Away(fs.FSSpecHandler):  # type: ignore[misc]
+    """Files of this machine that can be away, or hang."""
+
+    def __init__(self) -> None:
+        super().__init__(fsspec.filesystem("file", skip_instance_cache=True))
+        self.reads = 0
+        self.act: Callable[[], object] = lambda: None
+
+    def open_input_stream(self, path: str) -> Any:
+        self.reads += 1
+        self.act()
+        return super().open_input_stream(path)
+
+    def refuse(self) -> None:
+        raise OSError("connection refused")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def away(stage: Stage) -> Away:
+    """Replaces what the stage's followers read from; it writes as before."""
+    handler = Away()
+    far = RemoteArtefacts(fs.PyFileSystem(handler), str(stage.root), patience_s=0.2)
+    stage.read_from = VersionStore(far)
+    return handler
+
+
+def test_a_store_that_is_away_is_asked_less_and_less_often_and_told_of_once(
+    stage: Stage, away: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    follower = stage.follower(clock=clock)
+    stage.publish(0)
+    follower.turn(0)
+    away.act, away.reads = away.refuse, 0
+    for number in (1, 2, 3):
+        stage.publish(number)
+        for _ in range(20):
+            clock.now += 1
+            follower.turn(0)
+        assert stage.serves == "a0"
+    assert away.reads < 12  # of 60 turns
+    away.act = lambda: None
+    clock.now += 60
+    follower.turn(0)
+    assert (stage.serves, stage.applied) == ("a3", [0, 3])
+    told = [r.getMessage() for r in caplog.records if r.name == "serving.follower"]
+    assert len(told) == 2
+    assert "connection refused" in told[0]
+    assert told[1] == "the store of versions answers again"
+
+
+def test_a_store_that_is_slow_is_given_up_and_what_is_served_is_served(
+    stage: Stage, away: Away
+) -> None:
+    goes_on, clock = threading.Event(), Clock()
+    follower = stage.follower(clock=clock)
+    stage.publish(0)
+    follower.turn(0)
+    away.act = lambda: goes_on.wait(10)
+    stage.publish(1)
+    try:
+        follower.turn(0)
+        assert stage.serves == "a0"
+    finally:
+        away.act = lambda: None
+        goes_on.set()
+    for _ in range(100):
+        clock.now += 60
+        follower.turn(0.05)
+        if stage.serves == "a1":
+            break
+    assert stage.serves == "a1"
+
+
+def test_a_replica_that_starts_while_the_store_is_away_starts_when_it_is_back(
+    stage: Stage, away: Away
+) -> None:
+    clock = Clock()
+    stage.publish(0, 1)
+    away.act = away.refuse
+    follower = stage.follower(clock=clock)
+    follower.turn(0)
+    assert stage.serves is None
+    away.act = lambda: None
+    clock.now += 60
+    follower.turn(0)
+    assert stage.serves == "a1"
+
+
+# Held at a version
+
+
+def test_a_pin_holds_what_is_served_while_training_goes_on(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1)
+    follower.turn(0)
+    stage.pin("a/1")
+    stage.publish(*range(2, EVERY + 2))
+    follower.turn(0)
+    assert stage.serves == "a1"
+    stage.pin(None)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 1}"
+
+
+def test_a_rollback_goes_back_in_one_step_and_holds(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(*range(EVERY + 3))
+    follower.turn(0)
+    stage.pin("a/2")
+    follower.turn(0)
+    assert (stage.serves, stage.applied) == ("a2", [EVERY + 2, 2])
+    stage.publish(EVERY + 3)
+    follower.turn(0)
+    assert stage.serves == "a2"
+    stage.pin(f"a/{EVERY + 1}")  # forward, but not to the end
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 1}"
+    stage.pin(None)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 3}"
+
+
+def test_a_pin_a_little_ahead_is_reached_by_deltas(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0)
+    follower.turn(0)
+    stage.pin("a/2")
+    stage.publish(1, 2, 3)
+    follower.turn(0)
+    assert (stage.serves, stage.applied) == ("a2", [0, 2])
+
+
+def test_a_replica_that_starts_while_pinned_loads_the_pinned_one(stage: Stage) -> None:
+    stage.publish(*range(EVERY + 3), watermark_us=50)
+    stage.publish(0, lineage="b", watermark_us=60)
+    stage.pin("a/5")
+    stage.follower(look_back=2).turn(0)
+    assert stage.serves == "a5"
+
+
+def test_a_rollback_across_lineages_is_undone_by_unpin(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1, watermark_us=50)
+    stage.publish(0, 1, lineage="b", watermark_us=60)
+    follower.turn(0)
+    assert stage.serves == "b1"
+    stage.pin("a/1")
+    follower.turn(0)
+    assert stage.serves == "a1"
+    stage.pin(None)
+    follower.turn(0)
+    assert stage.serves == "b1"
+
+
+def test_a_pinned_version_that_is_damaged_changes_nothing_until_it_is_mended(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    follower = stage.follower(clock=clock)
+    stage.publish(*range(EVERY + 1))
+    follower.turn(0)
+    stage.shard(2).rename(stage.shard(2).with_name("away"))
+    stage.pin("a/3")
+    for _ in range(5):
+        clock.now += 1
+        follower.turn(0)
+        assert stage.serves == f"a{EVERY}"
+    assert caplog.text.count("passing over version two_tower/a/2") == 1
+    stage.shard(2).with_name("away").rename(stage.shard(2))
+    clock.now += 60
+    follower.turn(0)
+    assert stage.serves == "a3"
+
+
+def test_a_pin_of_which_nobody_told_is_found_in_time(stage: Stage) -> None:
+    clock = Clock()
+    follower = stage.follower(clock=clock)
+    stage.publish(0, 1)
+    follower.turn(0)
+    stage.store.pin("two_tower", "two_tower/a/0")
+    follower.turn(0)
+    assert stage.serves == "a1"
+    clock.now += 10
+    follower.turn(0)
+    assert stage.serves == "a0"
+
+
+def test_a_control_file_that_makes_no_sense_pins_nothing(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    (stage.root / "two_tower").mkdir(parents=True)
+    (stage.root / "two_tower" / "control.json").write_text("[")
+    stage.publish(0)
+    stage.follower().turn(0)
+    assert stage.serves == "a0"
+    assert "does not say what is pinned" in caplog.text
+
+
+# One step or many
+
+
+@settings(deadline=None, derandomize=True, max_examples=10)
+@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=4))
+def test_a_replica_ends_the_same_by_one_step_or_many(
+    constant_version: MakeVersion, deltas: list[tuple[list[int], list[int]]]
+) -> None:
+    chain = [constant_version(0, snapshot=True, ids=range(8))]
+    for number, (ids, gone) in enumerate(deltas, 1):
+        delta = constant_version(number, ids=ids)
+        tombstones = {
+            f"table-{name}.gone": pa.table({"id": pa.array(gone, pa.int64())})
+            for name in ("item", "user")
+        }
+        chain.append(replace(delta, shards={**delta.shards, **tombstones}))
+    one_by_one, in_one, whole = Replica(), Replica(), Replica()
+    for version in chain:
+        assert one_by_one.take(version) is Applied.APPLIED
+    in_one.take(chain[0])
+    assert in_one.take(compact_chain(chain[1:])) is Applied.APPLIED
+    assert whole.take(compact_chain(chain)) is Applied.APPLIED
+    for other in (in_one, whole):
+        assert content(other) == content(one_by_one)
+        assert other.take(chain[-1]) is Applied.DUPLICATE
+        assert content(other) == content(one_by_one)
+
+
+def content(replica: Replica) -> dict[str, Any]:
+    """All rows, vectors and dense numbers of what is served."""
+    with replica.reading() as served:
+        assert served is not None
+        tables = {
+            name: {i: r.tolist() for ids, rows in t.parts() for i, r in zip(ids, rows, strict=True)}
+            for name, t in served.model.tables.items()
+        }
+        items = np.sort(served.items)
+        dense = {name: value.tolist() for name, value in served.model.state_dict().items()}
+        vectors = served.vectors(items)[0].tolist()
+        return {
+            **tables,
+            "items": items.tolist(),
+            "vectors": vectors,
+            **dense,
+            "is": served.info.name,
+        }

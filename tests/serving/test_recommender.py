@@ -12,13 +12,14 @@ from features.catalog import Catalog
 from features.definitions import ITEM_STATISTICS, USER_HISTORY
 from serving.answers import Answer, Wanted
 from serving.cold_start import ColdStartConfig
-from serving.recommender import OnlineFeatures, Recommender
+from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
 from streaming.ids import stable_id
 from trainers.versions import Version
 
 Rows = dict[tuple[str, int], dict[str, object]]
 Know = Callable[..., None]
+Patient = Callable[..., RecommendConfig]
 
 
 def names(answer: Answer) -> list[str]:
@@ -40,8 +41,10 @@ def version(random_version: Callable[..., Version], item_ids: list[int]) -> Vers
 
 
 @pytest.fixture
-def recommender(replica: Replica, catalog: Catalog, online_features: OnlineFeatures) -> Recommender:
-    return Recommender(replica, catalog, online_features)
+def recommender(
+    replica: Replica, catalog: Catalog, online_features: OnlineFeatures, patient: Patient
+) -> Recommender:
+    return Recommender(replica, catalog, online_features, patient())
 
 
 # Recommendations
@@ -78,14 +81,14 @@ def test_a_known_user_gets_the_models_best(
     online_features: OnlineFeatures,
     version: Version,
     know: Know,
+    patient: Patient,
 ) -> None:
     replica.take(version)
     history = ["i3", "i20"]
     know("u", history)
     # Whose every action says more than all that is hot.
-    recommender = Recommender(
-        replica, catalog, online_features, ColdStartConfig(model_trust=1e-9, temperature=1.0)
-    )
+    sure = patient(cold_start=ColdStartConfig(model_trust=1e-9, temperature=1.0))
+    recommender = Recommender(replica, catalog, online_features, sure)
     answer = recommender.recommend(Wanted("u", 8))
 
     seen = np.array([stable_id(item) for item in history])
@@ -182,11 +185,14 @@ def test_an_item_the_catalog_does_not_know_yet_leaves_its_place_to_another(
     assert set(names(answer)) >= {"i0", "i1", "i2"}
 
 
-def test_every_item_is_described_with_its_statistics(
+def test_every_item_is_described_and_with_its_statistics_for_who_asks_why(
     recommender: Recommender, feature_rows: Rows
 ) -> None:
     feature_rows["item_statistics", stable_id("i1")] = {"actions": 9, "mean_reward": 1.0}
-    first, second = recommender.recommend(Wanted("stranger", 2)).items
+    plain = recommender.recommend(Wanted("stranger", 2)).items
+    first, second = recommender.recommend(Wanted("stranger", 2, explain=True)).items
+    assert [one.statistics for one in plain] == [{}, {}]
+    assert [one.item for one in plain] == [first.item, second.item]
     assert (second.item.title, second.item.attributes) == ("Title i1", {"year": 1999})
     unknown = ITEM_STATISTICS.defaults
     assert second.statistics == {**unknown, "actions": 9, "mean_reward": 1.0}

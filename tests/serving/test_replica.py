@@ -1,22 +1,32 @@
-"""The replica against a dictionary, under readers, and its answers against brute force."""
+"""The replica against a dictionary, under readers that stay, and with versions that are no good."""
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.batch import Jagged, Users
-from serving.replica import Applied, Replica, ServedModel
-from trainers.arrays import column_matrix
+from features.batch import Users, known_user
+from features.definitions import USER_HISTORY
+from serving.replica import Applied, Replica, ReplicaConfig
+from serving.served_model import Asked, ServedModel
+from streaming.cuts import GONE
+from streaming.errors import ConfigError
+from trainers.arrays import arrays_table, column_matrix, matrix_column, table_arrays
 from trainers.versions import Version, VersionInfo
 
 MakeVersion = Callable[..., Version]
@@ -25,10 +35,10 @@ Contents = dict[str, dict[int, float]]
 
 def contents(served: ServedModel) -> Contents:
     """Every row and vector as the one number it is filled with, and the dense parameters'."""
-    ids, vectors = served._places.ids, served._all_vectors()
+    ids = served.items
     tables = {name: table.touched_since(0) for name, table in served.model.tables.items()}
     found = {
-        "vectors": _numbers(ids, vectors.numpy()),
+        "vectors": _numbers(ids, served.vectors(ids)[0]),
         **{f"table-{name}": _numbers(*rows) for name, rows in tables.items()},
     }
     dense = torch.cat([p.detach().flatten() for p in served.model.parameters()])
@@ -56,19 +66,26 @@ class Oracle:
     info: VersionInfo | None = None
     state: Contents = field(default_factory=dict)
 
-    def take(self, version: Version) -> Applied:
+    def take(self, version: Version, *, back: bool = False) -> Applied:
         info, served = version.info, self.info
-        if served and info.lineage == served.lineage and info.number <= served.number:
+        back = back and info.base is None
+        same = served is not None and info.lineage == served.lineage
+        if served and same and info.number < served.number and not back:
+            return Applied.DUPLICATE
+        if served and same and info.number == served.number:
             return Applied.DUPLICATE
         if info.base is not None:
-            if not served or (info.lineage, info.base) != (served.lineage, served.number):
+            if not served or not same or info.base != served.number:
                 return Applied.GAP
-        elif served and (info.watermark_us or 0) < (served.watermark_us or 0):
+        elif served and (info.watermark_us or 0) < (served.watermark_us or 0) and not back:
             return Applied.STALE
         else:
             self.state = {}
-        for name, table in version.shards.items():
-            if name == "dense":
+        for name, table in sorted(version.shards.items(), key=lambda s: not s[0].endswith(GONE)):
+            if name.endswith(GONE):
+                for gone in table["id"].to_pylist():
+                    self.state[name.removesuffix(GONE)].pop(gone, None)
+            elif name == "dense":
                 self.state[name] = {0: value_of(version)}
             else:
                 rows = _numbers(table["id"].to_numpy(), column_matrix(table["row"]))
@@ -82,26 +99,32 @@ def value_of(version: Version) -> float:
     return version.info.number + 100.0 * (version.info.lineage == "b")
 
 
-# In order mostly, but also again, too far ahead, and back.
-MOVES = st.tuples(st.sampled_from("aab"), st.sampled_from([1, 1, 1, 1, 0, 2, -1, -3]))
+def with_gone(version: Version, gone: Mapping[str, Sequence[int]]) -> Version:
+    """The version with tombstones of these shards."""
+    told = {f"{shard}{GONE}": pa.table({"id": np.array(ids)}) for shard, ids in gone.items()}
+    return replace(version, shards={**version.shards, **told})
 
 
-@given(
-    moves=st.lists(MOVES, max_size=30),
-    ahead=st.integers(-3, 3),
-    none_at_first=st.booleans(),
+# In order mostly, but also again, too far ahead, and back; now and then by order.
+MOVES = st.tuples(
+    st.sampled_from("aab"),
+    st.sampled_from([1, 1, 1, 1, 0, 2, -1, -3]),
+    st.sampled_from([False, False, False, True]),
 )
+GONE_FROM = ("vectors", "table-item", "table-user")
+
+
+@given(moves=st.lists(MOVES, max_size=30), ahead=st.integers(-3, 3))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_agrees_with_a_dictionary_whatever_comes_in_whatever_order(
     constant_version: MakeVersion,
-    moves: list[tuple[str, int]],
+    moves: list[tuple[str, int, bool]],
     ahead: int,
-    none_at_first: bool,
 ) -> None:
     replica, oracle = Replica(), Oracle()
     at = {"a": -1, "b": -1}
     newest = 0
-    for lineage, step in moves:
+    for lineage, step, back in moves:
         at[lineage] = max(0, at[lineage] + step)
         number = at[lineage]
         watermark = max(0, 10 * number + (10 * ahead if lineage == "b" else 0))
@@ -113,11 +136,14 @@ def test_agrees_with_a_dictionary_whatever_comes_in_whatever_order(
             ids=[i for i in range(6) if (number + i) % 3 or number % 4 == 0],
             value=number + 100.0 * (lineage == "b"),
         )
-        assert replica.take(version) is oracle.take(version)
+        if number % 4:  # of some ids one shard is gone and the others are not
+            gone = {shard: [(number + n) % 7] for n, shard in enumerate(GONE_FROM)}
+            version = with_gone(version, gone)
+        assert replica.take(version, back=back) is oracle.take(version, back=back)
         assert replica.info == oracle.info
         assert served_contents(replica) == (oracle.state if oracle.info else None)
         now = replica.info.watermark_us or 0 if replica.info else 0
-        assert now >= newest
+        assert now >= newest or back
         newest = now
 
 
@@ -198,7 +224,7 @@ def test_readers_in_threads_never_see_a_torn_version(constant_version: MakeVersi
                     time.sleep(0)
                 for parameter in served.model.parameters():
                     values |= set(parameter.detach().flatten().tolist())
-                values |= set(served._all_vectors().flatten().tolist())
+                values |= set(served.vectors(asked)[0].ravel().tolist())
                 if len(values) != 1 or len(served) != len(ids):
                     failures.append((served.info.name, values))
                 seen.add((served.info.lineage, served.info.number))
@@ -274,82 +300,324 @@ def test_before_the_first_version_a_reading_is_empty(constant_version: MakeVersi
         assert served is not None
 
 
-# Answers
-
-IDS = list(range(1_000, 1_040))
+# Room
 
 
-@pytest.fixture(scope="module")
-def served(random_version: MakeVersion) -> ServedModel:
-    replica = Replica()
-    replica.take(random_version(IDS))
-    with replica.reading() as model:
-        assert model is not None
-        return model
+class Alive:
+    """The copies of the model that take room, and the most that there ever were at once."""
+
+    def __init__(self) -> None:
+        self.copies = WeakSet[ServedModel]()
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    def add(self, served: ServedModel) -> None:
+        self.copies.add(served)
+        self.most = max(self.most, len(self))
 
 
-def user(*history: int) -> Users:
-    offsets = np.array([0, len(history)])
-    return Users(
-        np.array([7]),
-        Jagged(np.array(history, np.int64), offsets),
-        np.ones(len(history), np.float32),
-    )
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Alive:
+    made, begin = Alive(), ServedModel.__init__
+
+    def counted(self: ServedModel, *args: Any, **kwargs: Any) -> None:
+        made.add(self)
+        begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(ServedModel, "__init__", counted)
+    return made
 
 
-def brute_force(
-    scores: NDArray[np.float32], count: int, hidden: list[int]
-) -> tuple[list[int], list[float]]:
-    shown = [place for place, item in enumerate(IDS) if item not in hidden]
-    best = sorted(shown, key=lambda place: -scores[place])[:count]
-    return [IDS[place] for place in best], [float(scores[place]) for place in best]
-
-
-@pytest.mark.parametrize("count", [1, 10, 40, 500])
-@pytest.mark.parametrize("hidden", [[], [1_003, 1_039, 77], IDS], ids=["none", "some", "all"])
-def test_retrieval_is_the_brute_force_top_of_what_may_be_shown(
-    served: ServedModel, count: int, hidden: list[int]
+def test_a_snapshot_beside_the_old_version_takes_the_room_of_one_more_copy(
+    constant_version: MakeVersion, alive: Alive
 ) -> None:
-    asking = user(1_001, 1_002)
-    with torch.no_grad():
-        query = served.model.query(asking)[0, 0].numpy()
-    scores = served._all_vectors().numpy() @ query
-    ids, found = served.retrieve(asking, count, np.array(hidden, np.int64))
-    expected_ids, expected = brute_force(scores, count, hidden)
-    assert ids.tolist() == expected_ids
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_similar_items_are_the_brute_force_top_without_the_item_itself(
-    served: ServedModel,
-) -> None:
-    vectors = served._all_vectors().numpy()
-    ids, found = served.similar(1_005, 12)
-    expected_ids, expected = brute_force(vectors @ vectors[5], 12, [1_005])
-    assert ids.tolist() == expected_ids
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_nothing_is_similar_to_an_unknown_item(served: ServedModel) -> None:
-    ids, scores = served.similar(5, 10)
-    assert ids.shape == scores.shape == (0,)
-
-
-def test_asking_does_not_change_what_is_served(served: ServedModel) -> None:
-    before = served._all_vectors().clone()
-    first = served.retrieve(user(1_001), 5, np.array([1_002]))
-    served.similar(1_003, 5)
-    again = served.retrieve(user(1_001), 5, np.array([1_002]))
-    assert torch.equal(served._all_vectors(), before)
-    assert first[0].tolist() == again[0].tolist()
-    assert first[1].tolist() == again[1].tolist()
-
-
-def test_a_model_without_items_answers_with_nothing(random_version: MakeVersion) -> None:
     replica = Replica()
-    replica.take(random_version([]))
-    with replica.reading() as model:
-        assert model is not None
-        assert len(model) == 0
-        assert model.retrieve(user(1), 10, np.array([1]))[0].tolist() == []
-        assert model.similar(1, 10)[0].tolist() == []
+    for number in range(0, 24, 4):
+        assert replica.take(constant_version(number, snapshot=True)) is Applied.APPLIED
+        assert len(alive) == 2
+        assert replica.take(constant_version(number + 1)) is Applied.APPLIED
+        assert len(alive) == 2
+    assert alive.most <= 3
+
+
+def test_the_old_version_is_freed_when_its_last_reader_leaves(
+    constant_version: MakeVersion, alive: Alive
+) -> None:
+    replica = Replica()
+    replica.take(constant_version(0, snapshot=True))
+    with replica.reading():
+        replica.take(constant_version(4, snapshot=True))
+        assert len(alive) == 3
+    assert len(alive) == 2
+    assert alive.most == 3
+
+
+def test_a_reader_that_stays_keeps_his_copy_and_holds_nothing_up(
+    constant_version: MakeVersion,
+    alive: Alive,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replica = Replica(ReplicaConfig(patience_s=0.02))
+    replica.take(constant_version(0, snapshot=True))
+    with replica.reading() as stuck, caplog.at_level(logging.WARNING):
+        for number in range(1, 8):
+            assert replica.take(constant_version(number)) is Applied.APPLIED
+            with replica.reading() as served:
+                assert served is not None
+                assert set(contents(served)["vectors"].values()) == {number}
+        assert stuck is not None
+        assert stuck.info.number == 0
+        assert set(contents(stuck)["vectors"].values()) == {0}
+        assert len(alive) == 3
+        assert caplog.text.count("left to its readers") == 1
+        del stuck, served
+    assert len(alive) == 2
+
+
+def test_no_more_than_two_copies_are_left_to_readers(
+    constant_version: MakeVersion, alive: Alive
+) -> None:
+    replica = Replica(ReplicaConfig(patience_s=0.02))
+    versions = [constant_version(number, snapshot=number == 0) for number in range(6)]
+    taken: list[Applied] = []
+    with ExitStack() as readers:
+        first = readers.enter_context(ExitStack())
+        first.enter_context(replica.reading())
+        for version in versions[:2]:
+            replica.take(version)
+            (first if version.info.number == 0 else readers).enter_context(replica.reading())
+        replica.take(versions[2])
+        rest = threading.Thread(
+            target=lambda: taken.extend(map(replica.take, versions[3:])), daemon=True
+        )
+        rest.start()
+        rest.join(timeout=0.2)
+        assert rest.is_alive()
+        assert len(alive) <= 4
+        first.close()
+        rest.join(timeout=10)
+        assert taken == [Applied.APPLIED] * 3
+    assert alive.most <= 4
+    assert len(alive) == 2
+
+
+# What is no good
+
+
+def edited(version: Version, shard: str, number: float) -> Version:
+    """The version with one number of a shard set."""
+    table = version.shards[shard]
+    if shard == "dense":
+        arrays = table_arrays(table)
+        next(iter(arrays.values())).flat[-1] = number
+        table = arrays_table(arrays)
+    else:
+        values = column_matrix(table["row"]).copy()
+        values[-1, -1] = number
+        table = pa.table({"id": table["id"], "row": matrix_column(values)})
+    return replace(version, shards={**version.shards, shard: table})
+
+
+def without(version: Version, shard: str) -> Version:
+    shards = {name: table for name, table in version.shards.items() if name != shard}
+    return replace(version, shards=shards)
+
+
+def with_rows(version: Version, shard: str, ids: Sequence[int], width: int) -> Version:
+    rows = matrix_column(np.zeros((len(ids), width), np.float32))
+    table = pa.table({"id": np.array(ids), "row": rows})
+    return replace(version, shards={**version.shards, shard: table})
+
+
+def with_info(version: Version, **changes: Any) -> Version:
+    return replace(version, info=replace(version.info, **changes))
+
+
+def with_other_dense(version: Version) -> Version:
+    arrays = table_arrays(version.shards["dense"])
+    arrays["user_tower.0.weight"] = np.zeros((3, 4), np.float32)
+    return replace(version, shards={**version.shards, "dense": arrays_table(arrays)})
+
+
+NO_GOOD: dict[str, tuple[Callable[[Version], Version], str]] = {
+    "nan in vectors": (lambda v: edited(v, "vectors", np.nan), "'vectors' that are not finite"),
+    "inf in a table": (lambda v: edited(v, "table-user", np.inf), "'table-user' that are not"),
+    "-inf in dense": (lambda v: edited(v, "dense", -np.inf), "'user_tower.0.weight' that are"),
+    "no dense": (lambda v: without(v, "dense"), "shard 'dense' is missing"),
+    "no vectors": (lambda v: without(v, "vectors"), "shard 'vectors' is missing"),
+    "no table": (lambda v: without(v, "table-token"), r"tables are \['item', 'user'\], and"),
+    "narrow rows": (lambda v: with_rows(v, "table-item", [1], 3), "a row of 'item' are 3, and"),
+    "narrow vectors": (lambda v: with_rows(v, "vectors", [1], 3), "in a vector are 3, and"),
+    "shared rows": (lambda v: with_rows(v, "table-item", [-1], 4), "more shared rows of 'item'"),
+    "another tower": (with_other_dense, r"'user_tower.0.weight' are \(3, 4\), and"),
+}
+NEVER_LAID = {
+    "another model": (lambda v: with_info(v, model="oracle"), "'oracle': known are two_tower"),
+    "another option": (lambda v: with_info(v, options={"widht": 4}), "widht"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "why"), NO_GOOD.values(), ids=NO_GOOD)
+def test_a_delta_that_is_no_good_is_refused_before_anything_is_laid_over(
+    constant_version: MakeVersion, spoil: Callable[[Version], Version], why: str
+) -> None:
+    replica = Replica()
+    replica.take(constant_version(0, snapshot=True))
+    before = served_contents(replica)
+    assert replica.take(spoil(constant_version(1, value=7))) is Applied.REFUSED
+    assert replica.refusal.startswith("version two_tower/a/1 is not served")
+    assert re.search(why, replica.refusal)
+    assert served_contents(replica) == before
+    assert replica.take(constant_version(2)) is Applied.GAP
+    for number in (1, 2):  # once for each copy
+        assert replica.take(constant_version(number, ids=[9])) is Applied.APPLIED
+        state = served_contents(replica)
+        assert state is not None
+        assert state["vectors"] == {1: 0, 2: 0, 3: 0, 9: number}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"), [*NO_GOOD.values(), *NEVER_LAID.values()], ids=[*NO_GOOD, *NEVER_LAID]
+)
+def test_a_snapshot_that_is_no_good_is_refused_and_the_chain_goes_on(
+    constant_version: MakeVersion, spoil: Callable[[Version], Version], why: str
+) -> None:
+    replica = Replica()
+    first = spoil(constant_version(0, snapshot=True))
+    assert replica.take(first) is Applied.REFUSED
+    assert replica.info is None
+    assert replica.take(constant_version(0, snapshot=True)) is Applied.APPLIED
+    before = served_contents(replica)
+    assert replica.take(spoil(constant_version(4, snapshot=True))) is Applied.REFUSED
+    assert re.search(why, replica.refusal)
+    assert served_contents(replica) == before
+    assert replica.take(constant_version(1)) is Applied.APPLIED
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_finite_numbers_that_overflow_into_answers_are_refused(
+    constant_version: MakeVersion, snapshot: bool, alive: Alive
+) -> None:
+    replica = Replica()
+    replica.take(constant_version(0, snapshot=True))
+    before = served_contents(replica)
+    huge = constant_version(1, snapshot=snapshot, value=3e38)
+    assert replica.take(huge) is Applied.REFUSED
+    assert "not finite" in replica.refusal
+    assert served_contents(replica) == before
+    for number in (1, 2):
+        assert replica.take(constant_version(number, ids=[2])) is Applied.APPLIED
+    state = served_contents(replica)
+    assert state is not None
+    assert state["vectors"] == {1: 0, 2: 2, 3: 0}
+    assert len(alive) == 2
+
+
+# Back
+
+
+def test_back_by_order_and_on_from_there(constant_version: MakeVersion) -> None:
+    replica = Replica()
+    for number in range(6):
+        replica.take(constant_version(number, snapshot=number % 4 == 0))
+    old = constant_version(0, snapshot=True)
+    assert replica.take(old) is Applied.DUPLICATE
+    assert replica.take(constant_version(3), back=True) is Applied.DUPLICATE  # no snapshot
+    assert replica.take(old, back=True) is Applied.APPLIED
+    assert replica.take(old, back=True) is Applied.DUPLICATE
+    assert replica.info == old.info
+    assert replica.take(constant_version(1)) is Applied.APPLIED
+    elder = constant_version(7, "b", snapshot=True, watermark_us=0)
+    assert replica.take(elder) is Applied.STALE
+    assert replica.take(elder, back=True) is Applied.APPLIED
+
+
+# Before it is in front
+
+
+def test_a_loaded_copy_is_asked_before_anybody_reads_it(
+    constant_version: MakeVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, asked = Replica(), list[tuple[int, int | None]]()
+    ask, best = ServedModel.ask, ServedModel.best
+
+    def note(served: ServedModel) -> None:
+        front = replica.info
+        asked.append((served.info.number, None if front is None else front.number))
+
+    def noted_ask(self: ServedModel, users: Users) -> Asked:
+        note(self)
+        return ask(self, users)
+
+    def noted_best(self: ServedModel, *args: Any) -> Any:
+        note(self)
+        return best(self, *args)
+
+    monkeypatch.setattr(ServedModel, "ask", noted_ask)
+    monkeypatch.setattr(ServedModel, "best", noted_best)
+    for number in (0, 4):
+        replica.take(constant_version(number, snapshot=True))
+    assert len(asked) >= 4
+    assert set(asked) == {(0, None), (4, 0)}
+
+
+def test_versions_from_several_threads_are_taken_one_after_another(
+    constant_version: MakeVersion,
+) -> None:
+    replica, outcomes = Replica(), list[Applied]()
+    replica.take(constant_version(0, snapshot=True))
+    deltas = [constant_version(number) for number in range(1, 40)]
+    threads = [
+        threading.Thread(target=lambda: outcomes.extend(map(replica.take, deltas)), daemon=True)
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert outcomes.count(Applied.APPLIED) == len(deltas)
+    assert outcomes.count(Applied.DUPLICATE) == 2 * len(deltas)
+    state = served_contents(replica)
+    assert state is not None
+    assert set(state["vectors"].values()) == set(state["dense"].values()) == {39}
+
+
+# Where
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="device = 'cuda:77' cannot be used here"):
+        Replica(ReplicaConfig(device="cuda:77"))
+
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+# "cpu:0" is kept as any device's memory is, by torch.
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=ON_CUDA)])
+def test_on_a_device_the_same_is_served(constant_version: MakeVersion, device: str) -> None:
+    there, here = Replica(ReplicaConfig(device=device)), Replica()
+    for number in range(6):
+        version = constant_version(number, snapshot=number == 0, ids=range(number, number + 5))
+        for replica in (there, here):
+            assert replica.take(version) is Applied.APPLIED
+        assert served_contents(there) == served_contents(here)
+
+
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=ON_CUDA)])
+def test_towers_on_a_device_answer_as_those_here(random_version: MakeVersion, device: str) -> None:
+    version = random_version(range(100, 140))
+    options = {**version.info.options, "table": {"offload": "rows that no device has"}}
+    nobody = known_user(1, USER_HISTORY.defaults)
+    answers = []
+    for where, info in (("cpu", version.info), (device, replace(version.info, options=options))):
+        replica = Replica(ReplicaConfig(device=where))
+        replica.take(replace(version, info=info))
+        with replica.reading() as served:
+            assert served is not None
+            assert next(served.model.parameters()).device.type == torch.device(where).type
+            answers.append(served.retrieve(nobody, 10, np.empty(0, np.int64)))
+    assert answers[0][0].tolist() == answers[1][0].tolist()
+    np.testing.assert_allclose(answers[0][1], answers[1][1], rtol=1e-4)

@@ -20,10 +20,12 @@ from features.catalog import Catalog
 from features.definitions import USER_HISTORY, View
 from features.skew import Outcome, Skew
 from features.store import FeastStore
+from serving.answers import Answer
 from serving.api import ApiConfig, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
+from serving.sample_watch import SampleWatch
 from serving.skew_watch import SkewWatch
 from streaming.errors import LogError
 from streaming.events import EventRules
@@ -68,12 +70,13 @@ class Stage:
     def __init__(self, log: FileLog, store: Store, catalog: Catalog, connect: Connect) -> None:
         self.log = log
         self.metrics = ServingMetrics()
-        self.watch = SkewWatch(log, Skew(USER_HISTORY, (6, 4)), self.metrics)
+        self.skew = SkewWatch(Skew(USER_HISTORY, (6, 4)), self.metrics)
+        self.watch = SampleWatch(log, [self.skew])
         rules = EventRules()
         self.client = connect(
             create_app(
                 Service(log, rules, Recommender(Replica(), catalog, store), catalog,
-                        self.metrics, dict, lambda: None, self.watch.note),
+                        self.metrics, dict, lambda: None, self._shown),
                 ApiConfig(),
             )
         )  # fmt: skip
@@ -82,6 +85,10 @@ class Stage:
         joiner = JoinerConfig(history=6, searched_words=4)
         self._joiner = Joiner(joiner, rules, Behaviour(BEHAVIOUR))
         self._taken = {"push": 0, "join": 0}
+
+    def _shown(self, answer: Answer) -> bool:
+        self.skew.note(answer)
+        return False
 
     def act(self, *items: str, user: str = "ada") -> None:
         """A user rates, likes in a scenario, and searches."""
@@ -116,14 +123,14 @@ class Stage:
     def seen(self, timeout_s: float = 0.0) -> dict[str, set[str]]:
         """The features with each outcome, after a turn of the watch."""
         self.watch.turn(timeout_s)
-        figures = self.watch.figures()["features"]
+        figures = self.skew.figures()["features"]
         for name, counts in figures.items():
             for outcome, count in counts.items():
                 assert self._counted(name, outcome) == (count or None)
         return {str(o): {n for n in FEATURES if figures[n][str(o)]} for o in Outcome}
 
     def waiting(self) -> int:
-        return int(self.watch.figures()["waiting"])
+        return int(self.skew.figures()["waiting"])
 
     def behind(self) -> tuple[float, float]:
         """How many answers were behind, and how many of them only by what came later."""

@@ -83,6 +83,7 @@ def take(machine: Impressions, config: ImpressionsConfig, told: Sequence[Told],
         events[n]["request_id"] = event.request
         events[n]["history"] = n
         events[n]["position"], events[n]["scenario"] = event.item, event.request
+        events[n]["version"], events[n]["score"] = event.item, event.request
         events[n]["kind"] = KINDS.index(event.kind) if event.kind in KINDS else -1
         events[n]["label"] = names.index(event.kind) if event.kind in names else -1
         events[n]["value"] = event.value
@@ -99,6 +100,7 @@ def take(machine: Impressions, config: ImpressionsConfig, told: Sequence[Told],
             passed = one(rows.passed_over, n)
             assert row["position"] == row["item_id"]
             assert row["scenario"] == row["request_id"]
+            assert (row["version"], row["score"]) == (row["item_id"], row["request_id"])
             known = zip(names, rows.labels[n].tolist(), strict=True)
             found.append(
                 Left(

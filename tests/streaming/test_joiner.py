@@ -137,6 +137,8 @@ def test_a_sample_tells_who_what_when_and_what_came_of_it() -> None:
         "reward": 0.75,
         "label_liked": True,
         "negative_rate": None,
+        "served_score": None,
+        "served_version": None,
         "logged_us": NOW_US,
         "label_click": None,
         "label_cart": None,
@@ -343,10 +345,34 @@ def test_a_bad_row_of_an_arrow_record_is_a_letter_of_its_own() -> None:
 # Impressions
 
 
+@pytest.mark.parametrize(
+    ("attributes", "score", "version"),
+    [
+        (None, None, None),
+        ({"score": 1}, 1.0, None),
+        ({"version": "m/a/3"}, None, stable_id("m/a/3")),
+        ({"score": "high", "version": "m/a/3"}, None, None),  # they mean something else by it
+        ({"score": 1e300, "version": "m/a/3"}, None, stable_id("m/a/3")),
+    ],
+)
+def test_what_an_impression_says_of_how_it_was_served_travels_with_it(
+    attributes: dict[str, Any] | None, score: float | None, version: int | None
+) -> None:
+    events = [event("impression", attributes=attributes, at_s=0), event("click", at_s=1)]
+    (row,) = samples(joiner().on_batch(records(events)))
+    assert (row["served_score"], row["served_version"]) == (score, version)
+
+
 def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
     events = [
         event("click", item="before", request="earlier", at_s=0),
-        event("impression", scenario="home", position=4, at_s=5),
+        event(
+            "impression",
+            scenario="home",
+            position=4,
+            at_s=5,
+            attributes={"score": 0.25, "version": "two_tower/a/3", "arms": {"x": "y"}},
+        ),
         event("cart", item="other", request="other", at_s=6),
         event("click", scenario="elsewhere", position=7, at_s=7),
         tick(26),
@@ -372,6 +398,8 @@ def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
         "passed_over_at_us": [],
         "item_tokens": None,
         "negative_rate": 1.0,
+        "served_score": 0.25,
+        "served_version": stable_id("two_tower/a/3"),
     }
     joined = [row for row in found if row["item_id"] == stable_id("i")]
     assert joined == [

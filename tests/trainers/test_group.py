@@ -36,7 +36,8 @@ from trainers.frequency import FrequencyConfig
 from trainers.group import GroupConfig, Leader, Member
 from trainers.peers import Ranks
 from trainers.trainer import Trainer, TrainerConfig
-from trainers.versions import VersionStore, read_announcement
+from trainers.version_store import VersionStore
+from trainers.versions import read_announcement
 
 MakeRecord = Callable[..., Record]
 Damage = Callable[[Path], None]

@@ -76,6 +76,12 @@ def contents(table: EmbeddingTable) -> dict[int, list[float]]:
     return dict(zip(state["id"].to_pylist(), state["row"].to_pylist(), strict=True))
 
 
+def rows_of(table: EmbeddingTable) -> dict[int, list[float]]:
+    """As `contents`, also of a table that does not learn."""
+    ids, rows = table.touched_since(0)
+    return dict(zip(ids.tolist(), rows.tolist(), strict=True))
+
+
 def own(table: EmbeddingTable) -> set[int]:
     """The ids that have a row of their own."""
     return {one for one in contents(table) if one >= 0}
@@ -326,11 +332,14 @@ def test_shared_rows_are_published_under_negative_ids() -> None:
     assert set(table.touched_since(table.clock - 1)[0].tolist()) == {100}
 
 
+@pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("config", [CONFIG, ADMITTING])
-def test_a_replica_that_is_told_everything_predicts_the_same(config: TableConfig) -> None:
+def test_a_replica_that_is_told_everything_predicts_the_same(
+    config: TableConfig, learns: bool
+) -> None:
     rng = np.random.default_rng(0)
     table = EmbeddingTable(replace(config, max_rows=25))
-    replica, cursor = EmbeddingTable(config), 0
+    replica, cursor = EmbeddingTable(replace(config, learns=learns)), 0
     asked = np.arange(80)
     for number in range(30):
         learn(table, rng.zipf(1.3, 30) % 60, at_s=number)
@@ -339,7 +348,7 @@ def test_a_replica_that_is_told_everything_predicts_the_same(config: TableConfig
             for _ in range(2):  # absolute values: the second time changes nothing
                 replica.upsert(*table.touched_since(cursor))
             cursor = table.clock
-            assert own(replica) == own(table)
+            assert {one for one in rows_of(replica) if one >= 0} == own(table)
             assert torch.equal(replica(asked), table(asked))
     assert table.evicted > 0
 
@@ -668,6 +677,53 @@ def test_a_state_of_another_shape_is_refused_by_name(change: dict[str, Any], mes
 
 
 # A replica's writes
+
+
+@pytest.mark.parametrize("config", [CONFIG, ADMITTING])
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_parts_of_a_table_make_another_one_like_it(config: TableConfig, learns: bool) -> None:
+    table = EmbeddingTable(replace(config, learns=learns))
+    count = 40_000
+    values = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+    table.upsert(np.arange(count), values)
+    table.remove(np.arange(0, count, 3))
+    other, parts = EmbeddingTable(replace(config, learns=False)), list(table.parts())
+    for one in parts:
+        other.upsert(*one)
+    assert max(len(one[0]) for one in parts) <= 1 << 14
+    assert rows_of(other) == rows_of(table)
+    assert len(other) == len(table) == count - len(range(0, count, 3))
+    assert list(EmbeddingTable(replace(CONFIG, learns=learns)).parts()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_does_not_learn_takes_room_for_its_rows_alone(kind: Kind) -> None:
+    config = TableConfig("item", width=64, optimiser=OptimiserConfig(kind), learns=False)
+    table, learning = EmbeddingTable(config), EmbeddingTable(replace(config, learns=True))
+    asked = np.arange(50)
+    for one in (table, learning):
+        one.upsert(asked, np.ones((50, 64), np.float32))
+    _, slots = table._rows.read(asked)
+    assert slots.shape == (50, 0)
+    assert config.row_bytes == 4 * 64 + 34 < learning.config.row_bytes
+    assert torch.equal(table(np.arange(99)), learning(np.arange(99)))
+
+
+def test_a_table_that_does_not_learn_refuses_to() -> None:
+    table = EmbeddingTable(replace(CONFIG, learns=False))
+    table.upsert(ids(1), np.ones((1, 4), np.float32))
+    table.training = True
+    for call in (
+        lambda: table(ids(1)),
+        lambda: table.mean(ids(1), ids(0, 1)),
+        lambda: table.rows_to_learn(ids(1), ids(1)),
+        lambda: table.touched_since(1),
+        table.table,
+        lambda: table.restore(EmbeddingTable(CONFIG).table()),
+    ):
+        with pytest.raises(ValueError, match="table 'item' only serves"):
+            call()
+    assert rows_of(table) == {1: [1.0] * 4}
 
 
 def test_an_upsert_sets_rows_and_makes_those_that_were_missing() -> None:

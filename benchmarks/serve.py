@@ -1,0 +1,154 @@
+"""Answers while versions come: how long they take, and whether any request ever fails.
+
+100,000 items, 20,000 users with histories, one `headrace serve` in a process of its own, and a
+publisher that brings a delta of 10,000 rows every 250 ms (each row also a vector in the index). All
+that belongs to an answer is on: features from the store, all sources, filters for what is not
+available, impressions back to the log. Requests come at Poisson times, 200 a second, over kept
+connections, and the clock of each starts at its time, not when a connection is free.
+
+Then 100,000 requests, as fast as eight connections get their answers, from two replicas, while the
+versions go on, a snapshot of another lineage makes both load everything anew, and each replica is
+replaced by a new process (rolling restart). The client sends to whoever says that it is ready, as a
+load balancer does. None may fail, and at least 100 versions must have gone by.
+
+All of it shares two cores: the replicas, the publisher and the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks._load import Balancer, Told, load
+from benchmarks._service import Service, replica
+from benchmarks._shop import Shop
+
+Report = Callable[[str], None]
+ITEMS, USERS = 100_000, 20_000
+RATE, SECONDS = 200.0, 60
+DELTA_ROWS, EVERY_S = 10_000, 0.25
+REQUESTS, CONNECTIONS = 100_000, 8
+
+PROMISES = {
+    "answer_ms_p50": (0.0, 5.0),
+    "answer_ms_p99": (0.0, 20.0),
+    "failed": (0.0, 0.0),
+    "failed_at_200_a_second": (0.0, 0.0),
+    "versions_meanwhile": (100.0, float("inf")),
+}
+
+
+def run(report: Report) -> dict[str, float]:
+    """Latency at a rate, then failures through everything that happens to replicas."""
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        shop = Shop(Path(folder) / "home", ITEMS, USERS, {})
+        stack.callback(shop.close)
+        shop.stock(report)
+        shop.publish_snapshot()
+        first = stack.enter_context(replica(shop.home.path, "--drain-s", "1"))
+        first.wait_until_ready()
+        publisher = Publisher(shop)
+        stack.enter_context(publisher.running())
+
+        quiet = asyncio.run(load(Balancer([first.port]), _path, RATE, int(RATE * 5)))  # warm up
+        report(f"warm: p50 {quiet.at(0.5):.2f} ms")
+        told = asyncio.run(load(Balancer([first.port]), _path, RATE, int(RATE * SECONDS)))
+        figures |= {
+            "answer_ms_p50": told.at(0.5),
+            "answer_ms_p99": told.at(0.99),
+            "answer_ms_max": max(told.took_ms),
+            "failed_at_200_a_second": told.failed,
+        }
+        report(f"{told.outcomes.total():,} at {RATE:g}/s: p50 {told.at(0.5):.2f} ms, p99"
+               f" {told.at(0.99):.2f} ms, {dict(told.outcomes)}")  # fmt: skip
+        begun = publisher.versions
+        told = _through_everything(shop, first, publisher, stack, report)
+        figures |= {
+            "requests": told.outcomes.total(),
+            "failed": told.failed,
+            "versions_meanwhile": publisher.versions - begun,
+            "busy_answer_ms_p50": told.at(0.5),
+            "busy_answer_ms_p99": told.at(0.99),
+        }
+        report(f"outcomes {dict(told.outcomes)} through {figures['versions_meanwhile']} versions")
+    return figures
+
+
+class Publisher:
+    """Brings versions until the end of the block."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+        self._stopping = threading.Event()
+        self._anew = threading.Event()
+        self.versions = 0
+
+    def begin_anew(self) -> None:
+        """Lets a snapshot of another lineage come next, as after the death of a trainer."""
+        self._anew.set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._run, name="publisher")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(EVERY_S):
+            if self._anew.is_set():
+                self._anew.clear()
+                self._shop.publish_snapshot(lineage=f"shop-{self.versions}")
+            else:
+                self._shop.publish_delta(DELTA_ROWS, DELTA_ROWS // 10)
+            self.versions += 1
+
+
+def _through_everything(
+    shop: Shop,
+    first: Service,
+    publisher: Publisher,
+    stack: ExitStack,
+    report: Callable[[str], None],
+) -> Told:
+    """Requests while all that can happen to replicas happens, one after the other."""
+    balancer = Balancer([first.port])
+
+    def start() -> Service:
+        new = stack.enter_context(replica(shop.home.path, "--drain-s", "1"))
+        new.wait_until_ready()
+        balancer.ports.append(new.port)
+        return new
+
+    def stop(old: Service) -> None:
+        old.stop(timeout_s=120)
+        balancer.ports.remove(old.port)
+
+    def happen() -> None:
+        second = start()
+        report("a second replica answers")
+        publisher.begin_anew()
+        for old in (first, second):
+            start()
+            stop(old)
+            report("a replica was replaced")
+        publisher.begin_anew()
+
+    happening = threading.Thread(target=happen)
+    happening.start()
+    told = asyncio.run(load(balancer, _path, 0.0, REQUESTS, CONNECTIONS))
+    happening.join()
+    return told
+
+
+def _path(number: int) -> str:
+    user = number * 7_919 % USERS
+    return f"/v1/recommend?user_id=u{user}&k=10"

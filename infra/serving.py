@@ -1,0 +1,309 @@
+"""One replica of the service: what answers, and what keeps it fresh.
+
+`headrace run` has one inside, every `headrace serve` is one in a process of its own, and so is
+every replica under Ray Serve. Replicas know nothing of each other: all follow the same log.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from features.catalog import Catalog
+from features.definitions import USER_HISTORY, FeatureError
+from features.freshness import saved_freshness
+from features.skew import Skew
+from features.store import FeastStore
+from infra.home import Home
+from infra.recipe import Recipe
+from infra.status import newest_version, status
+from infra.threads import Threads
+from infra.wiring import catalog_tail, version_store
+from serving.answers import Answer
+from serving.api import Service, create_app
+from serving.arm_watch import ArmWatch
+from serving.connections import guarded
+from serving.follower import Follower
+from serving.impression_log import ImpressionLog
+from serving.metrics import ServingMetrics
+from serving.recommender import Recommender
+from serving.replica import Replica
+from serving.sample_watch import SampleWatch
+from serving.skew_watch import SkewWatch
+from streaming.errors import ConfigError
+from streaming.log import Log
+from streaming.open_log import open_log
+from streaming.tail import Tail
+from trainers.versions import VersionInfo
+
+Run = Callable[[threading.Event], None]
+_LAST_ANSWERS_S = 20  # for requests that were accepted before a stop
+
+
+class KeptCatalog(Protocol):
+    """The catalog and what keeps it: the `Loop` of a run, or the `Tail` of one more replica."""
+
+    @property
+    def step(self) -> Catalog: ...
+
+    def run(self, stopping: threading.Event) -> None: ...
+
+
+class Serving:
+    """Everything between the log and an answer; `threads` keep it fresh.
+
+    `log_file` is where the process writes what went wrong.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        home: Home,
+        log: Log,
+        catalog: KeptCatalog,
+        log_file: Path,
+    ) -> None:
+        self.recipe = recipe
+        self._home = home
+        self._log = log
+        self._catalog = catalog
+        self._log_file = log_file
+        self.waiting: Callable[[], str | None] = lambda: None  # says what it still needs
+        self.draining = threading.Event()  # from then on nobody is to send requests any more
+        self.metrics = ServingMetrics()
+        self.replica = Replica(recipe.replica)
+        self.features = FeastStore(home.features, recipe.features)
+        self.skew = _skew_watch(recipe, self.metrics)
+        self.arms = ArmWatch(recipe.recommend.experiments, self.metrics)
+        self._samples = SampleWatch(log, [self.skew, self.arms])
+        self.impressions = ImpressionLog(log, recipe.events, recipe.impressions, self.metrics)
+        self._follower = self._make_follower()
+
+    def service(self, status: Callable[[], dict[str, Any]]) -> Service:
+        """What the HTTP interface stands on; `status` is what it tells of the whole system."""
+        catalog = self._catalog.step
+        recommender = Recommender(
+            self.replica,
+            catalog,
+            self.features,
+            self.recipe.recommend,
+            kinds=self.recipe.behaviour.kinds,
+            told=self.metrics.told,
+        )
+        return Service(
+            self._log,
+            self.recipe.events,
+            recommender,
+            catalog,
+            self.metrics,
+            status,
+            self.not_ready,
+            self._shown,
+            replica_name=f"{platform.node()}-{os.getpid()}",
+        )
+
+    def threads(self) -> dict[str, Run]:
+        """What keeps it fresh, each to be run in a thread of its own."""
+        return {
+            "catalog": self._catalog.run,
+            "follower": self._follower.run,
+            "samples": self._samples.run,
+            "impressions": self.impressions.run,
+        }
+
+    def not_ready(self) -> str | None:
+        """Why requests should not be sent here; None if they may.
+
+        By day the first version comes after the first day, which needs events: until then what is
+        popular is the answer.
+        """
+        if self.draining.is_set():
+            return "stopping"
+        if reason := self.waiting():
+            return reason
+        if self.replica.info is not None:
+            return None
+        if self.recipe.learning == "realtime":
+            return "no model version has been published yet; the trainer is starting"
+        newest = newest_version(self._log)
+        if newest is None:
+            return None
+        return f"{newest['name']} is not loaded; if it cannot be, {self._log_file} says"
+
+    def status(self) -> dict[str, Any]:
+        """What `/v1/status` answers of a replica: how the system does, and what is served here."""
+        info = self.replica.info
+        reason = self.not_ready()
+        return {
+            **status(self._log, self._home),
+            "ready": reason is None,
+            "not_ready": reason,
+            "served_version": None if info is None else info.name,
+            "features": saved_freshness(self._home.features),
+            "skew": self.skew.figures(),
+            "experiments": self.arms.figures(),
+        }
+
+    def _shown(self, answer: Answer) -> bool:
+        """Takes note of an answer that a user is shown; says whether it will be in the log."""
+        self.skew.note(answer)
+        for experiment, arm in answer.arms.items():
+            self.metrics.arms.labels(experiment, arm).observe(answer.took_ms["all"] / 1e3)
+        return self.impressions.note(answer)
+
+    def _make_follower(self) -> Follower:
+        return Follower(
+            self._log,
+            version_store(self.recipe, self._home),
+            self.replica,
+            # Three offsets an announcement: each comes in a transaction, which may use up some.
+            look_back=3 * (2 * self.recipe.trainer.snapshot_every + 1),
+            applied=self._observe_version,
+        )
+
+    def _observe_version(self, info: VersionInfo, seconds: float) -> None:
+        metrics = self.metrics
+        metrics.versions.inc()
+        metrics.apply_seconds.observe(seconds)
+        metrics.version_number.set(info.number)
+        if info.learnt_logged_us is not None:  # it has learnt something new
+            metrics.freshness.observe(time.time() - info.learnt_logged_us / 1e6)
+        if info.watermark_us is not None:
+            metrics.watermark.set(info.watermark_us / 1e6)
+        for figure, value in info.metrics.items():
+            metrics.quality.labels(figure).set(value)
+
+
+def _skew_watch(recipe: Recipe, metrics: ServingMetrics) -> SkewWatch:
+    behaviour, joiner = recipe.behaviour, recipe.joiner
+    # What of a history reaches training, in the order of the view's sequences.
+    lengths = (
+        min(behaviour.length, joiner.history),
+        min(behaviour.searched_words, joiner.searched_words),
+    )
+    return SkewWatch(Skew(USER_HISTORY, lengths, recipe.skew), metrics)
+
+
+class Beginning:
+    """What one more replica still waits for before it can answer as the others do."""
+
+    def __init__(self, catalog: Tail[Catalog], features: FeastStore) -> None:
+        self._catalog = catalog
+        self._features = features
+        self._features_answered = False
+
+    def waiting(self) -> str | None:
+        """The reason why it cannot answer yet; None from the moment on at which it can."""
+        if behind := self._catalog.behind:
+            return f"the catalog has still to take in {behind:,} records of events"
+        if not self._features_answered:
+            try:
+                self._features.read(USER_HISTORY, [0])
+            except FeatureError as error:
+                return str(error)
+            self._features_answered = True
+        return None
+
+
+@contextmanager
+def one_more(recipe: Recipe, home: Home, threads: Threads, log_file: Path) -> Iterator[Serving]:
+    """One more replica of a running system, kept fresh as long as the block lasts.
+
+    It only reads, but for the events that are posted to it: the run does not notice it.
+
+    Raises:
+        ConfigError: nothing has run in the home yet.
+        HeadraceError: the log or the newest cut of the catalog cannot be read.
+    """
+    if not home.exists:
+        raise ConfigError(f"nothing has run in {home.path} yet: start with `headrace run`")
+    with closing(open_log(home.log_url)) as log, ExitStack() as stack:
+        catalog = catalog_tail(recipe, home, log)
+        serving = Serving(recipe, home, log, catalog, log_file)
+        serving.waiting = Beginning(catalog, serving.features).waiting
+        for name, run in serving.threads().items():
+            stack.enter_context(threads.running(name, run))
+        yield serving
+
+
+@contextmanager
+def answering(
+    serving: Serving, service: Service, port: int, threads: Threads
+) -> Iterator[Callable[[], None]]:
+    """The HTTP server in a thread of its own. What it yields stops it, and returns when all that
+    it had accepted is answered; it is called at the end of the block, if not before.
+    """
+    config = serving.recipe.serving
+    server = uvicorn.Server(
+        uvicorn.Config(
+            _parting(create_app(service, config), serving.draining),
+            host=config.host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+            http=guarded(HttpToolsProtocol, config),
+        )
+    )
+    ended = threading.Event()
+
+    def run(stopping: threading.Event) -> None:  # noqa: ARG001
+        try:
+            server.run()
+        finally:
+            ended.set()
+
+    def stop() -> None:
+        server.should_exit = True
+        ended.wait()
+
+    with threads.running("http", run):
+        try:
+            while not (server.started or ended.is_set() or threads.stopping.is_set()):
+                time.sleep(0.01)
+            yield stop
+        finally:
+            stop()
+
+
+def _parting(app: Any, draining: threading.Event) -> Any:
+    """The ASGI app, which asks clients to open another connection once it is draining: one that
+    is kept would be closed under the next request.
+    """
+
+    async def parting(scope: Any, receive: Any, send: Any) -> None:
+        async def last(message: Any) -> None:
+            if message["type"] == "http.response.start" and draining.is_set():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, last)
+
+    return parting
+
+
+def check_port(host: str, port: int) -> None:
+    """Tells before anything starts whether it can listen there.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it, or"
+                " set HEADRACE_PORT (or --port) to another"
+            ) from None

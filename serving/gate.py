@@ -1,0 +1,88 @@
+"""A gate before work that takes its time: a few at once, a few wait, the rest comes again later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from serving.api_config import GateConfig
+from serving.metrics import ServingMetrics
+from serving.refusals import Overloaded
+
+T = TypeVar("T")
+
+
+class Gate:
+    """Runs work in threads of its own, for one event loop.
+
+    What is turned away was not begun, so it may be sent again.
+    """
+
+    def __init__(self, name: str, config: GateConfig, metrics: ServingMetrics) -> None:
+        self._name = name
+        self._config = config
+        self._free = config.concurrent
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix=name)
+        self._shed = metrics.shed.labels(name)
+        metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
+
+    def check(self) -> None:
+        """Looks ahead, so that nothing is read for work that would be turned away.
+
+        Raises:
+            Overloaded: nobody else can wait now.
+        """
+        if not self._free and len(self._waiting) >= self._config.waiting:
+            raise self._overloaded()
+
+    async def run(self, work: Callable[[], T], *, begun: bool = False) -> T:
+        """The result of the work; if it has `begun` with other work, it waits as long as it takes.
+
+        Raises:
+            Overloaded: too many wait already, or it waited too long.
+        """
+        if not begun:
+            self.check()
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(None if begun else self._config.wait_s)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        # Not when the request ends: if that is given up, the thread still works.
+        running.add_done_callback(self._leave)
+        return await asyncio.shield(running)
+
+    async def _wait(self, longest_s: float | None) -> None:
+        """Waits until a place is handed over."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(longest_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._leave(turn)  # the place came just then: on to the next
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise self._overloaded() from None
+            raise
+
+    def _leave(self, _: asyncio.Future[T]) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _overloaded(self) -> Overloaded:
+        self._shed.inc()
+        return Overloaded(
+            f"too many requests for {self._name} at once: send it again after Retry-After seconds",
+            1.0,
+        )

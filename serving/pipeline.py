@@ -1,0 +1,210 @@
+"""The pipeline: candidate sources -> ranker -> fusion -> rules -> the order of an answer.
+
+Each of them is a small callable, and an answer can do without any of them: without sources it is
+what is popular, without the ranker the order is that of the pooled shares, without a rule the one
+before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
+
+from features.batch import Ids
+from features.catalog import Catalog
+from serving.answers import Explanation
+from serving.cold_start import (
+    Candidates,
+    ColdStartConfig,
+    Source,
+    Visit,
+    all_sources,
+    pooled,
+)
+from serving.parts import Work
+from serving.replica import ServedModel
+from serving.rules import RulesConfig, Slate, all_rules
+
+Floats = NDArray[np.float64]
+# What is expected of each candidate (n,), for each task by its name.
+Ranker = Callable[[Visit, Candidates], Mapping[str, Floats]]
+SHARE = "share"  # the task that every candidate has a number for: its pooled share
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the tasks of a candidate become one score: the `sum` of each times its weight, or the
+    `product` of each to the power of its weight. `share` is a task, too. A task that is not known
+    of an answer, because its ranker was late, counts in none of its items.
+    """
+
+    how: Literal["sum", "product"] = "product"
+    weights: Mapping[str, float] = field(default_factory=lambda: {SHARE: 1.0})
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How an answer is made; scenarios and arms of experiments may change any of it.
+
+    Sources from outside have `source_within_ms` for their proposals. The ranker is given the
+    `ranked` best candidates by their shares, and has `ranker_within_ms` for them.
+    """
+
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    source_within_ms: PositiveFloat = 50.0
+    ranked: PositiveInt = 500
+    ranker_within_ms: PositiveFloat = 50.0
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    rules: RulesConfig = field(default_factory=RulesConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Candidates in the order in which they are shown: `scores` (n,) and `tasks` of each, and of
+    every rule the places that they had before and after it, (2, n).
+    """
+
+    candidates: Candidates
+    scores: Floats
+    tasks: Mapping[str, Floats]
+    moves: Mapping[str, Ids] = field(default_factory=dict)
+
+    def take(self, order: Ids) -> Ordered:
+        """The same candidates in another order."""
+        return Ordered(
+            self.candidates.where(order),
+            self.scores[order],
+            {name: task[order] for name, task in self.tasks.items()},
+            {name: places[:, order] for name, places in self.moves.items()},
+        )
+
+    def found(self) -> Iterator[tuple[int, float, str]]:
+        """Each item with its score and the source of the largest part of it."""
+        for place, item in enumerate(self.candidates.items.tolist()):
+            yield item, float(self.scores[place]), self.candidates.source(place)
+
+    def explanations(self, items: Sequence[int]) -> dict[int, Explanation]:
+        """Why each of these items stands where it stands; nothing of those that are not here."""
+        places = {item: place for place, item in enumerate(self.candidates.items.tolist())}
+        return {item: self._explain(places[item]) for item in items if item in places}
+
+    def _explain(self, place: int) -> Explanation:
+        moves = {name: places[:, place].tolist() for name, places in self.moves.items()}
+        return Explanation(
+            self.candidates.contributions(place),
+            {name: float(task[place]) for name, task in self.tasks.items()},
+            {name: before for name, (before, after) in moves.items() if before != after},
+        )
+
+
+class Pipeline:
+    """One way to make answers."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        catalog: Catalog,
+        ranker: Ranker | None = None,
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._ranker = ranker
+        self._own = all_sources(config.cold_start, catalog)
+        self._others = sources or {}
+        self._rules = all_rules(config.rules)
+
+    def temperature(self, served: ServedModel | None) -> float:
+        """At which scores of a version become shares: that with which it was trained."""
+        options = {} if served is None else served.info.options
+        return float(options.get("temperature", self._config.cold_start.temperature))
+
+    def candidates(self, visit: Visit, work: Work) -> Candidates:
+        """What all sources propose, best first, without what is hidden or not allowed."""
+        within_s = self._config.source_within_ms / 1e3
+        started = [
+            work.start(name, source, visit, within_s=within_s)
+            for name, source in self._others.items()
+        ]
+        proposed = [work.do(name, source, visit) for name, source in self._own.items()]
+        proposed += [work.get(one) for one in started]
+        found = pooled([one for one in proposed if one is not None])
+        shown = ~np.isin(found.items, visit.hidden)
+        if visit.allowed is not None:
+            shown &= np.isin(found.items, visit.allowed.ids)
+        return found.where(shown)
+
+    def order(
+        self, visit: Visit, candidates: Candidates, work: Work, *, ruled: bool = True
+    ) -> Ordered:
+        """Scores the candidates, and lets the rules have their say."""
+        tasks = self._tasks(visit, candidates, work)
+        scores = fused(tasks, self._config.fusion)
+        ordered = Ordered(candidates, scores, tasks).take(np.argsort(-scores, kind="stable"))
+        for name, rule in self._rules.items() if ruled else ():
+            slate = self._slate(visit, ordered)
+            places = work.do(name, rule, slate, visit.count)
+            if places is not None:
+                order = np.concatenate([places, np.arange(len(places), len(candidates))])
+                moves = {**ordered.moves, name: np.tile(np.arange(len(order)), (2, 1))}
+                ordered = replace(ordered, moves=moves).take(order)
+                ordered.moves[name][1] = np.arange(len(order))
+        return ordered
+
+    def _tasks(self, visit: Visit, candidates: Candidates, work: Work) -> Mapping[str, Floats]:
+        tasks = {SHARE: candidates.shares}
+        if self._ranker is None or not len(candidates):
+            return tasks
+        best = candidates.where(slice(self._config.ranked))
+        within_s = self._config.ranker_within_ms / 1e3
+        found = work.apart("ranker", self._ranker, visit, best, within_s=within_s)
+        nothing = np.zeros(len(candidates) - len(best))
+        return tasks | {name: np.append(task, nothing) for name, task in (found or {}).items()}
+
+    def _slate(self, visit: Visit, ordered: Ordered) -> Slate:
+        considered = max(self._config.rules.considered, visit.count)
+        items = ordered.candidates.items[:considered]
+        return Slate(
+            items,
+            ordered.scores[:considered],
+            lambda: [self._attributes(item) for item in items.tolist()],
+            lambda: _unit_vectors(visit, items),
+        )
+
+    def _attributes(self, item: int) -> Mapping[str, Any]:
+        found = self._catalog.get(item)
+        return {} if found is None else found.described
+
+
+def fused(tasks: Mapping[str, Floats], config: FusionConfig) -> Floats:
+    """One score (n,) of what is expected of each candidate.
+
+    >>> tasks = {"share": np.array([0.5, 0.25]), "click": np.array([0.1, 0.4])}
+    >>> fused(tasks, FusionConfig("product", {"share": 1.0, "click": 2.0})).tolist()
+    [0.005000000000000001, 0.04000000000000001]
+    >>> fused(tasks, FusionConfig("sum", {"share": 1.0, "click": 2.0})).tolist()
+    [0.7, 1.05]
+    """
+    weighed = [(tasks[name], weight) for name, weight in config.weights.items() if name in tasks]
+    if not weighed:
+        return tasks[SHARE]
+    score: Floats
+    if config.how == "sum":
+        score = np.sum([weight * task for task, weight in weighed], axis=0)
+    else:
+        score = np.prod([task**weight for task, weight in weighed], axis=0)
+    return score
+
+
+def _unit_vectors(visit: Visit, items: Ids) -> NDArray[np.float32]:
+    if visit.served is None:
+        return np.zeros((len(items), 1), np.float32)
+    vectors, _ = visit.served.vectors(items)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.maximum(lengths, 1e-12)
+    return unit

@@ -1,0 +1,166 @@
+"""The impression log: what was answered comes back to `events`, once, and joins with its click."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from features.behaviour import Behaviour, BehaviourConfig
+from features.catalog import Catalog
+from serving.answers import Answer, Wanted
+from serving.experiments import Arm, Experiment
+from serving.impression_log import ImpressionLog, ImpressionLogConfig, impressions
+from serving.metrics import ServingMetrics
+from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
+from serving.replica import Replica
+from streaming.arrow_record import read_batch
+from streaming.errors import LogError
+from streaming.events import EventRules, encode_event, parse_event
+from streaming.file_log import FileLog
+from streaming.joiner import Joiner, JoinerConfig
+from streaming.log import EVENTS, NOBODY, Append, Record
+from streaming.samples import decode_samples
+from trainers.versions import Version
+
+Know = Callable[..., None]
+RULES = EventRules()
+
+
+@pytest.fixture
+def answer(
+    catalog: Catalog, online_features: OnlineFeatures, patient: Callable[..., RecommendConfig],
+    random_version: Callable[..., Version], item_ids: list[int], know: Know,
+) -> Answer:  # fmt: skip
+    """Three items for a user with a history, who is in an arm."""
+    know("u", ["i3", "i4"])
+    replica = Replica()
+    replica.take(random_version(item_ids, number=3))
+    config = patient(experiments={"titles": Experiment({"a": Arm()})})
+    recommender = Recommender(replica, catalog, online_features, config)
+    return recommender.recommend(Wanted("u", 3, scenario="home"))
+
+
+def records(log: FileLog) -> list[Record]:
+    return log.read(log.positions(NOBODY, [EVENTS]), 10_000, timeout_s=0)
+
+
+def events(log: FileLog) -> list[dict[str, Any]]:
+    rows = [row for record in records(log) for row in read_batch(record.value).to_pylist()]
+    return [{**row, "attributes": json.loads(row["attributes"])} for row in rows]
+
+
+@contextmanager
+def running(log: Any, metrics: ServingMetrics, **config: Any) -> Iterator[ImpressionLog]:
+    made = ImpressionLog(log, RULES, ImpressionLogConfig(**config), metrics)
+    stopping = threading.Event()
+    thread = threading.Thread(target=made.run, args=(stopping,))
+    thread.start()
+    try:
+        yield made
+    finally:
+        stopping.set()
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+def logged(metrics: ServingMetrics, outcome: str) -> float:
+    return metrics.registry.get_sample_value(
+        "headrace_impressions_total", {"outcome": outcome}
+    ) or 0.0  # fmt: skip
+
+
+def test_every_item_of_an_answer_becomes_an_impression(log: FileLog, answer: Answer) -> None:
+    metrics = ServingMetrics()
+    with running(log, metrics) as impression_log:
+        impression_log.note(answer)
+    found = events(log)
+    assert [one["item_id"] for one in found] == [one.item.item_id for one in answer.items]
+    assert [one["position"] for one in found] == [0, 1, 2]
+    assert answer.version is not None
+    for event, one in zip(found, answer.items, strict=True):
+        assert (event["kind"], event["user_id"], event["scenario"]) == ("impression", "u", "home")
+        assert event["request_id"] == answer.request_id
+        said = event["attributes"]
+        assert said["score"] == pytest.approx(one.score)
+        assert (said["source"], said["version"]) == (one.source, answer.version.name)
+        assert said["arms"] == {"titles": "a"}
+    assert found[0]["attributes"]["features"]["items"] == list(answer.read["items"])
+    assert "features" not in found[1]["attributes"]
+    assert (logged(metrics, "logged"), logged(metrics, "lost")) == (3, 0)
+
+
+def test_what_is_not_wanted_is_not_logged(log: FileLog, answer: Answer) -> None:
+    with running(log, ServingMetrics(), enabled=False) as impression_log:
+        assert not impression_log.enabled
+        impression_log.note(answer)
+    assert events(log) == []
+    with running(log, ServingMetrics(), features=False) as impression_log:
+        impression_log.note(answer)
+    assert all("features" not in one["attributes"] for one in events(log))
+
+
+def test_a_log_that_fails_delays_impressions_and_doubles_none(log: FileLog, answer: Answer) -> None:
+    class Failing:
+        """Takes what it is given, and says the first time that it did not."""
+
+        def __init__(self) -> None:
+            self.failures = 1
+
+        def append(self, appends: list[Append]) -> None:
+            log.append(appends)
+            if self.failures:
+                self.failures -= 1
+                raise LogError("the answer was lost on the way")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(log, name)
+
+    metrics = ServingMetrics()
+    with running(Failing(), metrics) as impression_log:
+        impression_log.note(answer)
+    ids = [one["event_id"] for one in events(log)]
+    assert len(ids) == 6  # it is in the log twice, under the same ids, and counts once:
+    assert len(set(ids)) == 3
+
+
+def test_what_is_more_than_may_wait_is_lost_and_counted(log: FileLog, answer: Answer) -> None:
+    metrics = ServingMetrics()
+    waiting = ImpressionLog(log, RULES, ImpressionLogConfig(answers=2), metrics)
+    for _ in range(5):
+        waiting.note(answer)  # nobody takes them yet
+    assert logged(metrics, "lost") == 9
+
+
+def test_impressions_meet_the_click_that_comes_of_them(log: FileLog, answer: Answer) -> None:
+    with running(log, ServingMetrics()) as impression_log:
+        impression_log.note(answer)
+    clicked = answer.items[1].item.item_id
+    click = {
+        "kind": "click", "user_id": "u", "item_id": clicked, "request_id": answer.request_id,
+    }  # fmt: skip
+    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    log.append([encode_event(parse_event(json.dumps(click).encode(), RULES, now_us))])
+    joiner = Joiner(JoinerConfig(), RULES, Behaviour(BehaviourConfig()))
+    appended = joiner.on_batch(records(log))
+    (row,) = [
+        row
+        for append in appended
+        for row in decode_samples(
+            Record(append.topic, 0, 0, append.key, append.value, 0)
+        ).to_pylist()
+    ]
+    assert (row["kind"], row["label_click"], row["position"]) == ("click", 1.0, 1)
+    assert row["scenario"] == "home"
+    assert row["negative_rate"] is not None  # it was joined with its impression
+
+
+def test_the_id_of_an_impression_is_that_of_its_place(answer: Answer) -> None:
+    at = datetime.now(UTC)
+    ids = [one.event_id for one in impressions(answer, at, features=False)]
+    assert ids == [f"{answer.request_id}/{n}" for n in range(3)]
