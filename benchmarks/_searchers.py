@@ -28,6 +28,10 @@ class Searcher(Protocol):
     def efforts(self) -> tuple[float, ...]:
         """From the fastest search to the most careful."""
 
+    @property
+    def batch(self) -> int:
+        """Vectors of one write: a version's, or as many as a graph takes in a second or less."""
+
     def set_effort(self, effort: float) -> None:
         """How hard a search tries."""
 
@@ -75,6 +79,7 @@ class Ours:
     """As it is configured by default: it finds the effort that its recall takes."""
 
     efforts = (0.0,)
+    batch = 10_000
 
     def __init__(self, vectors: Floats32, tuning: Floats32) -> None:
         training, ids = ListTraining(), np.arange(len(vectors))
@@ -113,6 +118,7 @@ class FaissLists:
     """IndexIVFFlat; two copies take turns, for it is not to be read and written at once."""
 
     efforts = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    batch = 10_000
 
     def __init__(self, vectors: Floats32, _tuning: Floats32) -> None:
         faiss: Any = import_module("faiss")
@@ -152,6 +158,7 @@ class FaissGraph:
     """IndexHNSWFlat, which has no updates."""
 
     efforts = (100, 150, 200, 250, 300, 400, 500, 700)
+    batch = 1000
 
     def __init__(self, vectors: Floats32, _tuning: Floats32) -> None:
         faiss: Any = import_module("faiss")
@@ -176,6 +183,7 @@ class Hnswlib:
     """hnswlib's graph, M 16."""
 
     efforts = (100, 125, 150, 175, 200, 250, 300, 400, 500)
+    batch = 1000
 
     def __init__(self, vectors: Floats32, _tuning: Floats32) -> None:
         hnswlib: Any = import_module("hnswlib")
@@ -199,6 +207,7 @@ class Usearch:
     """usearch's graph of bf16, connectivity 16."""
 
     efforts = (100, 125, 150, 175, 200, 250, 300, 400, 500)
+    batch = 1000
 
     def __init__(self, vectors: Floats32, _tuning: Floats32) -> None:
         usearch: Any = import_module("usearch.index")

@@ -99,7 +99,7 @@ class Answering:
                 raise HeadraceError(self._threads.failure or "stopped before it was ready")
 
     def __serve_build_asgi_app__(self) -> Any:
-        from serving.api import create_app
+        from serving.http.api import create_app
 
         return create_app(self._serving.service(self._serving.status), self._recipe.serving)
 

@@ -11,7 +11,7 @@ from features.skew import SkewConfig
 from features.store_config import StoreConfig
 from infra.home import Learning
 from infra.recipe_file import RECIPES, read_recipe
-from serving.api import ApiConfig
+from serving.http.api import ApiConfig
 from serving.impression_log import ImpressionLogConfig
 from serving.recommender import RecommendConfig
 from serving.replica import ReplicaConfig

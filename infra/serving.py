@@ -30,10 +30,10 @@ from infra.status import newest_version, status
 from infra.threads import Threads
 from infra.wiring import catalog_tail, version_store
 from serving.answers import Answer
-from serving.api import Service, create_app
 from serving.arm_watch import ArmWatch
-from serving.connections import guarded
 from serving.follower import Follower
+from serving.http.api import Service, create_app
+from serving.http.connections import guarded
 from serving.impression_log import ImpressionLog
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender

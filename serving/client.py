@@ -46,7 +46,7 @@ class Item(TypedDict):
 
 
 class Recommendations(TypedDict):
-    """As `serving.schemas.RecommendAnswer`; `unknown` only of `rank`."""
+    """As `serving.http.schemas.RecommendAnswer`; `unknown` only of `rank`."""
 
     request_id: str
     user_id: str | None
@@ -63,7 +63,7 @@ class Recommendations(TypedDict):
 
 
 class User(TypedDict):
-    """As `serving.schemas.UserAnswer`."""
+    """As `serving.http.schemas.UserAnswer`."""
 
     user_id: str
     attributes: dict[str, Any]

@@ -16,7 +16,7 @@ SHIPPED = (*FLOORS, "benchmarks")
 
 # A client library is imported by the one module or package that adapts it.
 ADAPTERS = {
-    "fastapi": ("serving.api",),
+    "fastapi": ("serving.http.api",),
     "feast": ("features.store",),
     "kafka": ("streaming.kafka_client",),
     "prometheus_client": ("serving.metrics",),

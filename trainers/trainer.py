@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -54,8 +54,9 @@ class TrainerConfig:
 
     `refresh` item vectors are renewed each step in turn, beside those of the step's items: none
     is older than the number of items over `refresh`, in steps. A version goes out
-    `publish_every_s` after the one before if anything was learnt; each `snapshot_every`-th is a
-    snapshot. Rows travel as `wire` numbers. `popularity_half_life` counts samples.
+    `publish_every_s` after the one before if anything was learnt: the first of a lineage as a
+    snapshot, every other as a delta, and each `snapshot_every`-th as a snapshot too. Rows travel as
+    `wire` numbers. `popularity_half_life` counts samples.
     """
 
     model: str = "two_tower"
@@ -146,7 +147,8 @@ class Trainer:
         return [_refusal(record)] if record is not None and not learnt else []
 
     def on_time(self, now_us: int) -> list[Version]:
-        return [self._version(now_us)] if self.is_due(now_us) else []
+        """The next version if it is due: its delta, its snapshot, or both in this order."""
+        return self._versions(now_us) if self.is_due(now_us) else []
 
     def is_due(self, now_us: int) -> bool:
         """Whether a version would go out now."""
@@ -363,38 +365,43 @@ class Trainer:
 
     # -- versions and cuts -----------------------------------------------------------------
 
-    def _version(self, now_us: int) -> Version:
+    def _versions(self, now_us: int) -> list[Version]:
         before = self._published
+        first = before.number is None
         number = 0 if before.number is None else before.number + 1
-        whole = number % self._config.snapshot_every == 0
-        if whole:
-            before = _Cursor()
-        shards = {}
-        for name, table in self.tables.items():
-            clock = before.clocks.tables.get(name, 0)
-            shard = shard_name(f"table-{name}", self._peers.rank)
-            shards[shard] = self._rows_table(*table.touched_since(clock))
-            if not whole:
-                shards[f"{shard}{GONE}"] = pa.table({"id": table.gone_since(clock)})
-        if self._peers.rank == 0:
-            vectors = self.corpus.refreshed_since(before.clocks.corpus)
-            shards["vectors"] = self._rows_table(vectors.ids, vectors.rows)
-            shards["dense"] = tensors_table(self.model.state_dict())
         info = VersionInfo(
             self._config.model,
             self._lineage,
             number,
-            None if whole else number - 1,
+            before.number,
             self._watermark_us,
             # What was replayed after a restart is not news.
-            self._learnt_logged_us if self._published.number is not None else None,
+            None if first else self._learnt_logged_us,
             self.steps,
             dict(self._config.options),
             self.metrics,
         )
+        versions = [] if first else [Version(info, self._shards(before.clocks))]
+        if number % self._config.snapshot_every == 0:
+            versions.append(Version(replace(info, base=None), self._shards(Clocks())))
         self._published = _Cursor(number, now_us, self.steps, self.mark())
         self._forget_told()
-        return Version(info, shards)
+        return versions
+
+    def _shards(self, since: Clocks) -> dict[str, pa.Table]:
+        """What a version says of all that changed since a mark."""
+        shards = {}
+        for name, table in self.tables.items():
+            clock = since.tables.get(name)
+            shard = shard_name(f"table-{name}", self._peers.rank)
+            shards[shard] = self._rows_table(*table.touched_since(clock or 0))
+            if clock is not None:
+                shards[f"{shard}{GONE}"] = pa.table({"id": table.gone_since(clock)})
+        if self._peers.rank == 0:
+            vectors = self.corpus.refreshed_since(since.corpus)
+            shards["vectors"] = self._rows_table(vectors.ids, vectors.rows)
+            shards["dense"] = tensors_table(self.model.state_dict())
+        return shards
 
     def _forget_told(self) -> None:
         """What both the versions and the cuts have told of need not be remembered."""

@@ -1,8 +1,11 @@
 """Versions: a model on its way to the replicas, as a snapshot and then deltas of touched rows.
 
-Rows are absolute values, so applying one twice changes nothing. A version is written to a store
-first (`trainers.version_store`) and announced on the topic `versions` last, in the transaction that
-commits the samples it has learnt.
+Now and then there is a snapshot beside the delta, of the same number: a replica that has what went
+before takes the delta, one that starts, or has missed something, the snapshot, and both have the
+same rows then. Rows are absolute values, so applying one twice changes nothing.
+
+A version is written to a store first (`trainers.version_store`) and announced on the topic
+`versions` last, in the transaction that commits the samples it has learnt.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import pyarrow as pa
 
 from streaming.artefact import Part
 from streaming.log import VERSIONS, Append, Record
+
+WHOLE = ".whole"  # at the end of the name of a snapshot's artefact that stands beside a delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,14 @@ class VersionInfo:
 
     @property
     def name(self) -> str:
+        """What the version is called, whichever way a replica comes to it."""
         return f"{self.model}/{self.lineage}/{self.number}"
+
+    @property
+    def artefact(self) -> str:
+        """What it is called in the store: `.../200`, and `.../200.whole` the snapshot beside it."""
+        beside_a_delta = self.base is None and self.number > 0
+        return self.name + WHOLE if beside_a_delta else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from features.definitions import View
-from serving.api_config import ApiConfig
-from serving.connections import guarded
+from serving.http.api_config import ApiConfig
+from serving.http.connections import guarded
 from serving.recommender import OnlineFeatures, RecommendConfig
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.file_log import FileLog

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
-from serving.api import ApiConfig, Service, create_app
+from serving.http.api import ApiConfig, Service, create_app
+from serving.http.schemas import RankAnswer, RecommendAnswer, UserAnswer
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
-from serving.schemas import RankAnswer, RecommendAnswer, UserAnswer
 from serving.times import time_text
 from streaming.errors import LogError, LogFull
 from streaming.events import EventRules

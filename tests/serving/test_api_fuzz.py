@@ -17,7 +17,7 @@ from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinish
 from schemathesis.engine.recorder import ScenarioRecorder
 
 from features.catalog import Catalog
-from serving.api import ApiConfig, ApiKey, Service, create_app
+from serving.http.api import ApiConfig, ApiKey, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import RecommendConfig, Recommender
 from serving.replica import Replica

@@ -24,12 +24,12 @@ from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog
 from infra.ingest import IngestConfig, ingest, url_sink
-from serving.api import ApiConfig, Service, create_app
-from serving.bodies import Unpacker
-from serving.ingestion import Lines
+from serving.http.api import ApiConfig, Service, create_app
+from serving.http.bodies import Unpacker
+from serving.http.ingestion import Lines
+from serving.http.refusals import BadBody, BodyTooLarge
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, Recommender
-from serving.refusals import BadBody, BodyTooLarge
 from serving.replica import Replica
 from streaming.errors import LogError, LogFull
 from streaming.events import EventRules

@@ -13,7 +13,7 @@ from features.aggregator import AggregatorConfig
 from features.attributes import AttributesConfig
 from features.behaviour import BehaviourConfig
 from features.catalog import Catalog, CatalogConfig
-from serving.api import ApiConfig, Service, create_app
+from serving.http.api import ApiConfig, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, Recommender
 from serving.replica import Replica

@@ -16,8 +16,8 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from features.catalog import Catalog
-from serving.api import ApiConfig, ApiKey, Service, create_app
 from serving.client import Client, ServiceError
+from serving.http.api import ApiConfig, ApiKey, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica

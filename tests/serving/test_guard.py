@@ -25,11 +25,11 @@ from starlette.types import ASGIApp
 
 from features.catalog import Catalog, CatalogItem
 from serving.answers import Answer, KnownUser, Recommendation, Wanted
-from serving.api import ApiConfig, ApiKey, GateConfig, Service, create_app
-from serving.gate import Gate
-from serving.guard import Rates
+from serving.http.api import ApiConfig, ApiKey, GateConfig, Service, create_app
+from serving.http.gate import Gate
+from serving.http.guard import Rates
+from serving.http.refusals import Overloaded
 from serving.metrics import ServingMetrics
-from serving.refusals import Overloaded
 from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.file_log import FileLog

@@ -21,7 +21,7 @@ from features.definitions import USER_HISTORY, View
 from features.skew import Outcome, Skew
 from features.store import FeastStore
 from serving.answers import Answer
-from serving.api import ApiConfig, Service, create_app
+from serving.http.api import ApiConfig, Service, create_app
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica

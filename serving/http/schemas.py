@@ -1,7 +1,7 @@
 """What goes in and out over HTTP, as /openapi.json shows it.
 
 Models of answers only describe: what the service says is put together and encoded in
-`serving.answer_json`, for validating it would cost more than all the rest.
+`serving.http.answer_json`, for validating it would cost more than all the rest.
 """
 
 from __future__ import annotations

@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from serving.bodies import Unpacker
+from serving.http.bodies import Unpacker
+from serving.http.schemas import (
+    AcceptedEvent,
+    EventsAnswer,
+    LinesAnswer,
+    RejectedEvent,
+    RejectedLine,
+)
 from serving.metrics import ServingMetrics
-from serving.schemas import AcceptedEvent, EventsAnswer, LinesAnswer, RejectedEvent, RejectedLine
 from serving.times import time_text
 from streaming.errors import EventRejected
 from streaming.events import Event, EventRules, encode_event, microseconds, parse_event

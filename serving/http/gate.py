@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from serving.api_config import GateConfig
+from serving.http.api_config import GateConfig
+from serving.http.refusals import Overloaded
 from serving.metrics import ServingMetrics
-from serving.refusals import Overloaded
 
 T = TypeVar("T")
 

@@ -21,18 +21,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from features.catalog import Catalog
-from serving.answer_json import answer_json, encoded, item_fields, ranked_json, user_json
 from serving.answers import Answer, BadQuestion, Wanted
-from serving.api_config import ApiConfig, ApiKey, GateConfig
-from serving.bodies import Unpacker, chunks, is_packed, parsed, read_body
-from serving.gate import Gate
-from serving.guard import Guard, Observed
-from serving.ingestion import Desk, LineTaker, take_list
-from serving.metrics import ServingMetrics
-from serving.openapi import described, errors, events_body, question_body
-from serving.recommender import Recommender
-from serving.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit, retry_after
-from serving.schemas import (
+from serving.http.answer_json import answer_json, encoded, item_fields, ranked_json, user_json
+from serving.http.api_config import ApiConfig, ApiKey, GateConfig
+from serving.http.bodies import Unpacker, chunks, is_packed, parsed, read_body
+from serving.http.gate import Gate
+from serving.http.guard import Guard, Observed
+from serving.http.ingestion import Desk, LineTaker, take_list
+from serving.http.openapi import described, errors, events_body, question_body
+from serving.http.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit, retry_after
+from serving.http.schemas import (
     Alive,
     Count,
     EventsAnswer,
@@ -48,13 +46,15 @@ from serving.schemas import (
     UserAnswer,
     Words,
 )
+from serving.metrics import ServingMetrics
+from serving.recommender import Recommender
 from streaming.errors import Backpressure, HeadraceError, LogFull
 from streaming.events import EventRules
 from streaming.log import Log
 
 __all__ = ["ApiConfig", "ApiKey", "GateConfig", "Service", "create_app"]
 logger = logging.getLogger(__name__)
-WEB = Path(__file__).parent / "web"
+WEB = Path(__file__).parents[1] / "web"
 # The page needs nothing but its own files and this interface.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"

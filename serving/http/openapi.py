@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serving.api_config import ApiConfig
-from serving.schemas import Error, RankQuestion, RecommendQuestion
+from serving.http.api_config import ApiConfig
+from serving.http.schemas import Error, RankQuestion, RecommendQuestion
 from streaming.events import ANY_VALUE, LIMITED_TEXTS, EventRules
 
 Shape = dict[str, Any]

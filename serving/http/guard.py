@@ -18,10 +18,10 @@ from ipaddress import ip_network
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.answer_json import encoded
-from serving.api_config import ApiConfig, ApiKey
+from serving.http.answer_json import encoded
+from serving.http.api_config import ApiConfig, ApiKey
+from serving.http.refusals import BodyTooSlow, retry_after
 from serving.metrics import ServingMetrics
-from serving.refusals import BodyTooSlow, retry_after
 
 logger = logging.getLogger(__name__)
 Headers = list[tuple[bytes, bytes]]

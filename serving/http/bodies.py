@@ -9,7 +9,7 @@ from typing import TypeVar
 import pydantic
 from starlette.requests import Request
 
-from serving.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit
+from serving.http.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 _PIECE_BYTES = 65_536

@@ -1,4 +1,4 @@
-"""Answers as JSON, in the shapes of `serving.schemas`."""
+"""Answers as JSON, in the shapes of `serving.http.schemas`."""
 
 from __future__ import annotations
 
