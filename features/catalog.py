@@ -216,7 +216,10 @@ class Catalog:
         """The cells that a user is in, as `HotLists.shares` wants them: everyone's, that of each
         value, and that of all together, as far as anything was counted there.
         """
-        *values, together = self._cells_of_users(np.array([user]))[0].tolist()
+        one = np.array([user])
+        if self.users.names(one)[0] is None:  # most often nothing was declared
+            return [[EVERYONE]] if self.hot.has(EVERYONE) else []
+        *values, together = self._cells_of_users(one)[0].tolist()
         levels = ([EVERYONE], values, [together])
         return [here for level in levels if (here := [c for c in level if self.hot.has(c)])]
 

@@ -5,9 +5,10 @@ makes the archive's rows the records that they came from. At the end of a day, a
 within it, what was done is committed:
 
 1. *step*: records are learnt, one after another;
-2. *publish*: at the end of a day, the version is written as a snapshot;
+2. *publish*: at the end of a day, the version is written, as a snapshot and, if it is not the
+   first of this process, as a delta;
 3. *cut*: the state, how far each day is learnt, and the *notices* that are to follow (the
-   announcement of the version, dead letters) become durable together;
+   announcements of the version, dead letters) become durable together;
 4. *notify*: the notices are appended to the log, in one transaction with the number of the cut.
 
 Dying before 3 undoes what came after the last cut: it is learnt again. Dying between 3 and 4
@@ -79,7 +80,7 @@ class DailyTraining:
         self._cuts = CutDirectory(
             home.cuts(GROUP), recipe.trainer_loop.cuts_kept, recipe.trainer_loop.deltas
         )
-        # Every version is a snapshot, and whether it is time for one is decided here.
+        # Every version has a snapshot, and whether it is time for one is decided here.
         self._trainer_config = replace(recipe.trainer, publish_every_s=0.0, snapshot_every=1)
         self._durable: Any = None  # the mark of the last cut that this process made
         self._notices: list[Append] = []
@@ -135,8 +136,8 @@ class DailyTraining:
     def _publish(self) -> None:
         versions = self.trainer.on_time(int(self._clock() * 1e6))
         self._notices += self._versions.execute(versions)
-        for version in versions:
-            self.version = version.info
+        if versions:
+            self.version = versions[-1].info
         # The store knows only of this process's own, and a day has perhaps no more than one.
         self._lineages = [name for name in self._lineages if name != self._lineage]
         for old in self._lineages[: 1 - _LINEAGES_KEPT]:

@@ -120,16 +120,19 @@ class System:
     def _is_settled(self, found: dict[str, Any], info: VersionInfo | None) -> bool:
         """Whether nothing waits, and what is served is the newest that can be."""
         now = time.monotonic()
+        newest = found["newest_version"]
         served = None if info is None else info.name
-        waiting = any(found["lag"].values()) or served != found["version"]
+        # While replicas are held at a version, the newest is not waited for.
+        behind = served != found["version"] and self.serving.pinned is None
+        waiting = any(found["lag"].values()) or behind
         if self._recipe.learning == "daily":
             # Of what the archiver has read, rows wait until a file is worth it.
             return not waiting and self._archiver is not None and self._archiver.writer.rows == 0
-        if waiting or info is None:
+        if waiting or info is None or newest is None:
             self._settled = (None, now)
             return False
         if self._home.log_is_embedded:  # there a step is an offset
-            return bool(info.step == found["positions"]["trainer"])
+            return bool(newest["step"] == found["positions"]["trainer"])
         # A trainer that has learnt more publishes it soon.
         state = (found["version"], found["records"])
         if state != self._settled[0]:

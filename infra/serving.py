@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,9 @@ from streaming.tail import Tail
 from trainers.versions import VersionInfo
 
 Run = Callable[[threading.Event], None]
+# An answer and a version give the interpreter away at every compiled part of theirs, and with
+# Python's 5 ms they would wait as long to get it back from each other.
+_SWITCH_S = 0.0002
 _LAST_ANSWERS_S = 20  # for requests that were accepted before a stop
 
 
@@ -166,10 +170,18 @@ class Serving:
             self._log,
             version_store(self.recipe, self._home),
             self.replica,
-            # Three offsets an announcement: each comes in a transaction, which may use up some.
-            look_back=3 * (2 * self.recipe.trainer.snapshot_every + 1),
+            # Two snapshots and the deltas between; three offsets an announcement, for each may come
+            # in a transaction of its own, which may use up some.
+            look_back=3 * (2 * (self.recipe.trainer.snapshot_every + 1) + 1),
             applied=self._observe_version,
+            # The follower itself logs which one, and why.
+            refused=lambda _info, _reason: self.metrics.versions_refused.inc(),
         )
+
+    @property
+    def pinned(self) -> str | None:
+        """The version that replicas are held at; None if they follow the newest."""
+        return self._follower.pinned
 
     def _observe_version(self, info: VersionInfo, seconds: float) -> None:
         metrics = self.metrics
@@ -244,6 +256,7 @@ def answering(
     it had accepted is answered; it is called at the end of the block, if not before.
     """
     config = serving.recipe.serving
+    sys.setswitchinterval(_SWITCH_S)
     server = uvicorn.Server(
         uvicorn.Config(
             _parting(create_app(service, config), serving.draining),

@@ -27,8 +27,9 @@ versions = typer.Typer(
     help="""The versions of the model: what replicas serve, what they could go back to.
 
     A version is called MODEL/LINEAGE/NUMBER; LINEAGE/NUMBER will do, and NUMBER for the newest
-    lineage that has it. Where a recipe names a store (`versions = "s3://bucket/prefix"`), name the
-    recipe.""",
+    lineage that has it. NUMBER.whole is the snapshot of a version that is a delta too: the same
+    version, for replicas that have not got what the delta continues. Where a recipe names a store
+    (`versions = "s3://bucket/prefix"`), name the recipe.""",
 )
 NameArgument = Annotated[str, typer.Argument(help="A version, as `list` calls it.")]
 RecipeOption = Annotated[
@@ -43,37 +44,50 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 @dataclass(frozen=True)
 class Shelf:
-    """The versions of one model, the oldest first, as they are by now."""
+    """The versions of one model, the oldest first, as they are by now.
+
+    A version may have two artefacts, its delta and its snapshot, in this order.
+    """
 
     store: VersionStore
     model: str
-    versions: dict[str, Stored]
-    damaged: dict[str, str]  # name -> why its manifest cannot be read
+    artefacts: dict[str, Stored]
+    damaged: dict[str, str]  # artefact -> why its manifest cannot be read
     pinned: str | None
 
+    @property
+    def names(self) -> list[str]:
+        """What the versions are called, each once."""
+        return [*dict.fromkeys(stored.info.name for stored in self.artefacts.values())]
+
     def reachable(self, whole: Callable[[str], bool] = lambda _: True) -> list[str]:
-        """The versions that a replica could be brought to, by their names; the oldest first."""
-        found: dict[str, bool] = {}
-        for name, stored in self.versions.items():  # what it continues came before it
+        """The versions that a replica could be brought to, by their names; the oldest first.
+
+        `whole` says whether an artefact is.
+        """
+        found = dict.fromkeys(self.names, False)
+        for artefact, stored in self.artefacts.items():  # what it continues came before it
             info = stored.info
             base = f"{info.model}/{info.lineage}/{info.base}"
-            found[name] = whole(name) and (info.base is None or found.get(base, False))
+            if whole(artefact) and (info.base is None or found.get(base, False)):
+                found[info.name] = True
         return [name for name, is_reachable in found.items() if is_reachable]
 
-    def find(self, name: str) -> str:
-        """The full name of a version.
+    def find(self, name: str) -> Stored:
+        """A version; of its two artefacts the one that is named, or else the first.
 
         Raises:
             ConfigError: there is none of that name.
         """
-        names = [*self.versions]
-        matches = [one for one in names if one == name or one.endswith(f"/{name}")]
-        if matches:
-            return matches[-1]
-        short = {part: one for one in names for part in (one, *_short_names(one))}
+        version = _version_of(name)
+        names = [one for one in self.names if one == version or one.endswith(f"/{version}")]
+        if names:
+            ways = [s for s in self.artefacts.values() if s.info.name == names[-1]]
+            return next((s for s in ways if s.info.artefact.endswith(name)), ways[0])
+        short = {part: one for one in self.names for part in (one, *_short_names(one))}
         near = dict.fromkeys(short[one] for one in get_close_matches(name, short, 3, cutoff=0.3))
         raise ConfigError(
-            f"there is no version {name!r}: the nearest are {', '.join(near or names[-3:])};"
+            f"there is no version {name!r}: the nearest are {', '.join(near or self.names[-3:])};"
             " `headrace versions list --limit 0` names all"
         )
 
@@ -92,7 +106,7 @@ def list_versions(
     """List the versions, the newest last, and what replicas are held at."""
     shelf = _shelf(recipe, home, model)
     reachable = set(shelf.reachable())
-    shown = [_told(s, shelf, reachable) for s in [*shelf.versions.values()][-limit:]]
+    shown = [_told(s, shelf, reachable) for s in [*shelf.artefacts.values()][-limit:]]
     if as_json:
         typer.echo(json.dumps({"versions": shown, **_summary(shelf)}))
         return
@@ -111,8 +125,8 @@ def list_versions(
             ", ".join(told["marks"]),
         )
     _say(table)
-    if len(shown) < len(shelf.versions):
-        _say(f"The newest {len(shown)} of {len(shelf.versions):,}; --limit 0 lists all.")
+    if len(shown) < len(shelf.artefacts):
+        _say(f"The newest {len(shown)} of {len(shelf.artefacts):,}; --limit 0 lists all.")
     for name, reason in shelf.damaged.items():
         _say(f"{name} is damaged: {reason}")
     _say(_standing(shelf))
@@ -128,7 +142,7 @@ def show(
 ) -> None:
     """Show one version: where it stands, its shards with their bytes per row, its figures."""
     shelf = _shelf(recipe, home, model)
-    stored = shelf.versions[shelf.find(name)]
+    stored = shelf.find(name)
     told = _told(stored, shelf, set(shelf.reachable()))
     told["shards"] = {
         shard: {**s._asdict(), "bytes_per_row": s.size / s.rows if s.size and s.rows else None}
@@ -168,19 +182,21 @@ def verify(
     """
     shelf = _shelf(recipe, home, model)
     damaged = {**shelf.damaged, **_damage(shelf)}
-    reachable = shelf.reachable(lambda name: name not in damaged)
-    lost = [name for name in shelf.versions if name not in {*reachable, *damaged}]
+    reachable = shelf.reachable(lambda artefact: artefact not in damaged)
+    hurt = {_version_of(artefact) for artefact in damaged}
+    lost = [name for name in shelf.names if name not in {*reachable, *hurt}]
     if as_json:
-        told = {"intact": len(shelf.versions) - len(damaged), "damaged": damaged}
+        intact = sum(artefact not in damaged for artefact in shelf.artefacts)
+        told = {"intact": intact, "damaged": damaged}
         typer.echo(json.dumps({**told, "reachable": reachable, "unreachable": lost}))
     else:
-        for name, reason in damaged.items():
-            _say(f"{name} is damaged: {reason}")
+        for artefact, reason in damaged.items():
+            _say(f"{artefact} is damaged: {reason}")
         for name in lost:
             _say(f"{name} cannot be reached: a version that it stands on is damaged or gone")
         _say(
-            f"{len(reachable):,} of {len(shelf.versions) + len(shelf.damaged):,} versions can be"
-            f" reached, {len(damaged):,} are damaged."
+            f"{len(reachable):,} of {len({*shelf.names, *hurt}):,} versions can be reached,"
+            f" {len(damaged):,} artefacts are damaged."
         )
     if damaged or lost:
         raise typer.Exit(1)
@@ -205,7 +221,7 @@ def pin(
     Training goes on, and its versions are kept for when the replicas follow again.
     """
     shelf = _shelf(recipe, home, model)
-    chosen = _newest(shelf) if name is None else shelf.find(name)
+    chosen = _newest(shelf) if name is None else shelf.find(name).info.name
     _hold(shelf, chosen, recipe, home, log, as_json=as_json)
 
 
@@ -223,11 +239,11 @@ def rollback(  # noqa: PLR0913 - the options of a command line
 ) -> None:
     """Take every replica back to an earlier version, and hold it there until `unpin`."""
     shelf = _shelf(recipe, home, model)
-    order = [*shelf.versions]
+    order = shelf.names
     current = shelf.pinned or _newest(shelf)
     earlier = [one for one in shelf.reachable() if order.index(one) < _place(order, current)]
     if name is not None:
-        chosen = shelf.find(name)
+        chosen = shelf.find(name).info.name
         if _place(order, chosen) >= _place(order, current):
             raise ConfigError(
                 f"{chosen} is not earlier than {current}: `headrace versions pin {chosen}` goes"
@@ -313,11 +329,11 @@ def _shelf(recipe: str | None, home: Path | None, model: str | None) -> Shelf:
     model = _model(store, model)
     found: list[Stored] = []
     damaged: dict[str, str] = {}
-    for name in store.names(model):
+    for artefact in store.artefacts(model):
         try:
-            found.append(store.stored(name))
+            found.append(store.stored(artefact))
         except ArtefactCorrupt as error:
-            damaged[name] = str(error)
+            damaged[artefact] = str(error)
     if not found:
         raise ConfigError(f"there are no versions of {model!r} that can be read: see `verify`")
     # By the store's clock: those of the trainers may differ.
@@ -325,8 +341,11 @@ def _shelf(recipe: str | None, home: Path | None, model: str | None) -> Shelf:
     for stored in found:
         lineage = stored.info.lineage
         begun[lineage] = min(stored.written_us, begun.get(lineage, stored.written_us))
-    found.sort(key=lambda s: (begun[s.info.lineage], s.info.lineage, s.info.number))
-    return Shelf(store, model, {s.info.name: s for s in found}, damaged, _pinned(store, model))
+    # Of one number the delta first: it is what the snapshot is told apart from.
+    found.sort(
+        key=lambda s: (begun[s.info.lineage], s.info.lineage, s.info.number, s.info.base is None)
+    )
+    return Shelf(store, model, {s.info.artefact: s for s in found}, damaged, _pinned(store, model))
 
 
 def _store(recipe: str | None, home: Path | None) -> VersionStore:
@@ -374,14 +393,14 @@ def _pinned(store: VersionStore, model: str) -> str | None:
 
 
 def _damage(shelf: Shelf) -> dict[str, str]:
-    """What is wrong with which version; one that was removed meanwhile is not damaged."""
+    """What is wrong with which artefact; one that was removed meanwhile is not damaged."""
     damaged: dict[str, str] = {}
-    for name, stored in shelf.versions.items():
+    for artefact, stored in shelf.artefacts.items():
         try:
             shelf.store.read(stored.info)
         except ArtefactCorrupt as error:
-            if name in shelf.store.names(shelf.model):
-                damaged[name] = str(error)
+            if artefact in shelf.store.artefacts(shelf.model):
+                damaged[artefact] = str(error)
     return damaged
 
 
@@ -397,6 +416,13 @@ def _place(order: Sequence[str], name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
+def _version_of(name: str) -> str:
+    """The version that a name, be it an artefact's, names."""
+    from trainers.versions import WHOLE
+
+    return name.removesuffix(WHOLE)
+
+
 def _short_names(name: str) -> Iterable[str]:
     _, lineage, number = name.rsplit("/", 2)
     return f"{lineage}/{number}", number
@@ -410,11 +436,11 @@ def _told(stored: Stored, shelf: Shelf, reachable: set[str]) -> dict[str, Any]:
 
     info = stored.info
     marks = ["pinned"] if info.name == shelf.pinned else []
-    marks += ["newest"] if info.name == [*shelf.versions][-1] else []
+    marks += ["newest"] if info.name == shelf.names[-1] else []
     marks += [] if info.name in reachable else ["unreachable"]
     return {
         **{k: v for k, v in asdict(info).items() if k != "options"},
-        "name": info.name,
+        "name": info.artefact,
         "bytes": stored.size,
         "rows": stored.rows,
         "age_s": max(0.0, time.time() - stored.written_us / 1e6),
@@ -435,7 +461,7 @@ def _summary(shelf: Shelf) -> dict[str, Any]:
 def _standing(shelf: Shelf) -> str:
     if shelf.pinned is None:
         return "Replicas follow the newest version."
-    gone = "" if shelf.pinned in shelf.versions else ", which is gone"
+    gone = "" if shelf.pinned in shelf.names else ", which is gone"
     return f"Replicas are held at {shelf.pinned}{gone}, until `headrace versions unpin`."
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from features.batch import Ids, Jagged, Users
+from features.batch import Ids, Jagged, Moments, Users
 from features.catalog import Catalog
 from features.content import evidence, handed_over, mean_vectors
 from features.newcomers import Young
@@ -99,15 +99,24 @@ class Visit:
         return len(self.users.history.values)
 
     @cached_property
-    def asked(self) -> Asked:
-        """What the version makes of the user; there must be one."""
-        return self._ask(self.users)
-
-    @cached_property
-    def asked_first(self) -> Asked:
-        """What the version expects of the user as if he had done nothing yet."""
-        nothing = Jagged(np.empty(0, np.int64), np.zeros(2, np.int64))
-        return self._ask(Users(self.users.ids, nothing, np.empty(0, np.float32)))
+    def asked(self) -> tuple[Asked, Asked]:
+        """What the version makes of the user, and what it expects of him as if he had done nothing
+        yet; there must be one. Both at once: that takes hardly longer than one.
+        """
+        if self.served is None:
+            raise RuntimeError("there is no version yet that could be asked")
+        user = self.users
+        himself, first = self.served.ask(
+            Users(
+                np.repeat(user.ids, 2),
+                _and_none(user.history),
+                user.rewards,
+                user.details,
+                Moments(_and_none(user.searched.ids), user.searched.at_us),
+                Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
+            )
+        )
+        return himself, first
 
     def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
         """Scores (n,) as shares of what the version expects of all its items."""
@@ -115,10 +124,10 @@ class Visit:
         shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - total)
         return shares
 
-    def _ask(self, users: Users) -> Asked:
-        if self.served is None:
-            raise RuntimeError("there is no version yet that could be asked")
-        return self.served.ask(users)
+
+def _and_none(lists: Jagged) -> Jagged:
+    """The same lists, and an empty one behind them."""
+    return Jagged(lists.values, np.append(lists.offsets, lists.offsets[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +221,7 @@ def of_what_he_did(config: ColdStartConfig) -> Expects:
     def expects(visit: Visit) -> Expected | None:
         if visit.served is None or not visit.known_actions:
             return None
-        return MODEL, visit.asked, (visit.known_actions / config.model_trust) ** 2
+        return MODEL, visit.asked[0], (visit.known_actions / config.model_trust) ** 2
 
     return expects
 
@@ -224,7 +233,7 @@ def of_anybody(config: ColdStartConfig) -> Expects:
         if visit.served is None or visit.known_actions > _LONG_KNOWN * config.model_trust:
             return None
         learnt = visit.served.info.metrics.get("samples", 0.0)
-        return FIRST, visit.asked_first, learnt / (learnt + config.first_trust)
+        return FIRST, visit.asked[1], learnt / (learnt + config.first_trust)
 
     return expects
 

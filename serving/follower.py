@@ -1,9 +1,10 @@
 """The follower: tails the topic `versions` and keeps a replica on the newest version.
 
 What it does next is always a *plan*: the chain of known versions that leads furthest from what is
-served, be it the deltas that continue it or a newer snapshot and what follows that. A version that
-cannot be read, or that the replica refuses, is in no plan; so a gap, a damaged shard and a new
-lineage are all healed by the same rule, and what is served goes on being served meanwhile.
+served: the deltas that continue it, or else a newer snapshot and what follows that, for a delta
+costs by its rows and a snapshot by those of all. What cannot be read, or the replica refuses, is in
+no plan; so a gap, a damaged shard and a new lineage are all healed by the same rule, and what is
+served goes on being served meanwhile.
 
 Where the store says that replicas are held at a version, the plan is the way to that one.
 """
@@ -82,9 +83,9 @@ class Follower:
             log.positions("follower", [VERSIONS])[_PLACE],
             log.ends([VERSIONS])[_PLACE] - look_back,
         )
-        self._known: dict[str, VersionInfo] = {}  # by name, in the order of their announcement
+        self._known: dict[str, VersionInfo] = {}  # by artefact, in the order of announcement
         self._lineages: dict[str, int] = {}  # their places in the order in which they first came
-        self._refusals: set[str] = set()
+        self._refusals: dict[str, VersionInfo] = {}  # by artefact, as what follows
         self._failures: dict[str, _Failure] = {}
         self._tried: set[str] = set()  # in vain, in this turn
         self._away = _Failure()
@@ -92,6 +93,11 @@ class Follower:
         self._control_known = False
         self._control_due = 0.0
         self._waits = False  # for a snapshot, and has said so
+
+    @property
+    def pinned(self) -> str | None:
+        """The version at which the store was last found to hold replicas; None if at none."""
+        return self._pinned
 
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
@@ -118,11 +124,15 @@ class Follower:
                 self._control_due = 0.0
                 continue
             info = read_announcement(record)
-            self._known.setdefault(info.name, info)
+            self._known.setdefault(info.artefact, info)
             self._lineages.setdefault(info.lineage, len(self._lineages))
-        for name in list(self._known)[: -self._look_back]:
-            del self._known[name]
-        self._refusals = {n for n in self._refusals if n in self._known or n == self._pinned}
+        for artefact in list(self._known)[: -self._look_back]:
+            del self._known[artefact]
+        self._refusals = {
+            artefact: info
+            for artefact, info in self._refusals.items()
+            if artefact in self._known or info.name == self._pinned
+        }
 
     def _advance(self, now: float) -> None:
         self._look_at_control(now)
@@ -163,6 +173,10 @@ class Follower:
         served = self._replica.info
         if self._is_passed_over(self._pinned, now) or (served and served.name == self._pinned):
             return []
+        if served is not None:
+            deltas = _chain(served, _following(self._usable(now)))
+            if self._pinned in (names := [delta.name for delta in deltas]):
+                return deltas[: names.index(self._pinned) + 1]
         try:
             chain = self._store.chain(self._pinned)
         except StoreAway:
@@ -170,23 +184,25 @@ class Follower:
         except ArtefactError as error:
             self._fail(self._pinned, error)
             return []
-        if any(self._is_passed_over(link.name, now) for link in chain):
+        if any(self._is_passed_over(link.artefact, now) for link in chain):
             return []
         names = [link.name for link in chain]
         return chain[names.index(served.name) + 1 :] if served and served.name in names else chain
 
     def _way_forward(self, now: float) -> list[VersionInfo]:
-        served = self._replica.info
-        usable = [i for i in self._known.values() if not self._is_passed_over(i.name, now)]
-        following = {
-            (i.lineage, i.base): i for i in usable if i.base is not None and i.base < i.number
-        }
+        served, usable = self._replica.info, self._usable(now)
+        following = _following(usable)
         starts = [i for i in reversed(usable) if i.base is None and self._is_ahead(i, served)]
         plans = [[start, *_chain(start, following)] for start in starts]
         if served is not None:
             plans.insert(0, _chain(served, following))
         ways = [plan for plan in plans if plan]
+        # Of those that lead equally far it is the first.
         return max(ways, key=lambda p: (self._lineages[p[-1].lineage], p[-1].number), default=[])
+
+    def _usable(self, now: float) -> list[VersionInfo]:
+        """What is known and not passed over, in the order of announcement."""
+        return [i for i in self._known.values() if not self._is_passed_over(i.artefact, now)]
 
     def _is_ahead(self, snapshot: VersionInfo, served: VersionInfo | None) -> bool:
         """Whether a snapshot may replace what is served: never by what has learnt less."""
@@ -198,9 +214,9 @@ class Follower:
         later = self._lineages[snapshot.lineage] > self._lineages.get(served.lineage, -1)
         return later and (snapshot.watermark_us or 0) >= (served.watermark_us or 0)
 
-    def _is_passed_over(self, name: str, now: float) -> bool:
-        failure = self._failures.get(name, _Failure())
-        return name in self._refusals or name in self._tried or now < failure.again_at
+    def _is_passed_over(self, artefact: str, now: float) -> bool:
+        failure = self._failures.get(artefact, _Failure())
+        return artefact in self._refusals or artefact in self._tried or now < failure.again_at
 
     # -- going there -----------------------------------------------------------------------
 
@@ -219,7 +235,7 @@ class Follower:
                     self._take(links, versions, begun)
                 raise
             except ArtefactError as error:
-                self._fail(info.name, error)
+                self._fail(info.artefact, error)
                 if held:
                     return
                 break
@@ -257,7 +273,7 @@ class Follower:
         try:
             version = compact_chain(versions)
         except ArtefactError as error:
-            self._fail(links[-1].name, error)
+            self._fail(links[-1].artefact, error)
             return False
         held = self._pinned is not None
         outcome = self._replica.take(version, back=held and version.info.base is None)
@@ -265,11 +281,11 @@ class Follower:
             self._applied(version.info, time.perf_counter() - begun)
             self._waits = False
             for link in links:
-                self._failures.pop(link.name, None)
+                self._failures.pop(link.artefact, None)
             return True
         if outcome is Applied.REFUSED and len(links) > 1 and not held:
             return self._take_singly(links)  # to find the one that is refused
-        self._refuse(version.info, outcome)
+        self._refuse(links[-1], outcome)
         return False
 
     def _take_singly(self, links: Sequence[VersionInfo]) -> bool:
@@ -280,7 +296,7 @@ class Follower:
             except StoreAway:
                 raise
             except ArtefactError as error:
-                self._fail(link.name, error)
+                self._fail(link.artefact, error)
                 return False
             if not self._take([link], [version], begun):
                 return False
@@ -290,16 +306,16 @@ class Follower:
 
     def _refuse(self, info: VersionInfo, outcome: Applied) -> None:
         reason = self._replica.refusal if outcome is Applied.REFUSED else f"it is a {outcome}"
-        logger.error("version %s is not served: %s", info.name, reason)
-        self._refusals.add(info.name)
+        logger.error("version %s is not served: %s", info.artefact, reason)
+        self._refusals[info.artefact] = info
         self._refused(info, reason)
 
-    def _fail(self, name: str, error: ArtefactError) -> None:
-        failure = self._failures.get(name, _Failure())
+    def _fail(self, artefact: str, error: ArtefactError) -> None:
+        failure = self._failures.get(artefact, _Failure())
         if not failure.times:
-            logger.warning("passing over version %s: %s", name, error)
-        self._failures[name] = failure.once_more(self._clock())
-        self._tried.add(name)
+            logger.warning("passing over version %s: %s", artefact, error)
+        self._failures[artefact] = failure.once_more(self._clock())
+        self._tried.add(artefact)
 
     def _complain(self, error: StoreAway) -> None:
         if not self._away.times:
@@ -318,6 +334,11 @@ class Follower:
         if behind and not self._waits:
             self._waits = True
             logger.warning("version %s cannot be reached yet, waiting for a snapshot", newest.name)
+
+
+def _following(infos: Sequence[VersionInfo]) -> dict[tuple[str, int], VersionInfo]:
+    """The deltas by what they continue."""
+    return {(i.lineage, i.base): i for i in infos if i.base is not None and i.base < i.number}
 
 
 def _chain(

@@ -36,7 +36,7 @@ from streaming.id_map import IdMap
 _LIKELY_ERROR = 0.6  # two standard deviations of what rounding to bytes does to a score
 _TRAINED_ON = 32  # vectors for each centroid
 _WATCHED_EACH = 0.01  # one search is repeated whenever so large a share of the vectors is new
-_BEST, _OTHERS = 1000, 4000  # items that tell the sum over all, where these are too many
+BEST, _OTHERS = 1000, 4000  # items that tell the sum over all, where these are too many
 _KEPT_ROOM = 1 << 16  # candidates: memory of a search that had more is not kept
 _NONE = np.empty(0, np.int64)
 _ALL = np.empty(0, np.uint64)
@@ -110,6 +110,7 @@ class ItemIndex:
         self._vectors = GrowingArray(np.float32, (width,))
         self._slots = GrowingArray(np.int32)
         self._lists = InvertedLists(width)
+        self._others = np.empty((0, width), np.float32)  # vectors of a sample of all items
         self._made: _Shape | None = None
         self._written = 0  # vectors, since the lists were made
         self._unwatched = 0  # vectors, since a search was repeated
@@ -174,6 +175,7 @@ class ItemIndex:
             return
         self._repeat_a_search()
         self._lists.take_out(self._places.remove(ids), self._items())
+        self._draw_others()
 
     def settle(self) -> None:
         """A write that waits until all items lie in lists that fit: before anybody reads."""
@@ -210,6 +212,14 @@ class ItemIndex:
             if not self._lists.moving:
                 self._made, self._written = self._shape(), 0
                 self._watch.forget()
+        self._draw_others()
+
+    def _draw_others(self) -> None:
+        """What `log_total` needs, drawn with every write: it is asked far more often."""
+        if self.exact:
+            return
+        places = np.random.default_rng(0).integers(self._places.rows, size=_OTHERS)
+        self._others = self._vectors.rows[places[self._places.ids[places] >= 0]]
 
     def _has_drifted(self) -> bool:
         if self._written < len(self) / 4:
@@ -273,25 +283,28 @@ class ItemIndex:
             self._watch.note(queries, count, hidden, found[0])
         return found
 
-    def log_total(self, queries: Floats32, temperature: float) -> float:
+    def log_total(
+        self, queries: Floats32, temperature: float, best: Floats32 | None = None
+    ) -> float:
         """The logarithm of the sum of exp(score / temperature) over all items, -inf of none.
 
-        Exact if searches are; else of the best items and of a sample of the others, after Mussmann
-        and Ermon, "Learning and Inference via Maximum Inner Product Search", ICML 2016.
+        Exact if searches are; else of the `best` scores, which are searched for if they are not
+        given, and of a sample of the others, after Mussmann and Ermon, "Learning and Inference via
+        Maximum Inner Product Search", ICML 2016.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if self.exact:
             there = self._slots.rows[: self._places.rows] > 0
             scores = (self._vectors.rows[: self._places.rows] @ queries.T)[there]
             return _log_sum(scores.max(axis=1, initial=-np.inf), 1.0, temperature)
-        best, scores = self._search(queries, _BEST, Filters(_ALL, _NONE), exact=False)
-        rng = np.random.default_rng(0)
-        places = rng.integers(self._places.rows, size=_OTHERS)
-        other = self._places.ids[places]
-        rest = places[(other >= 0) & ~np.isin(other, best)]
-        tail = (self._vectors.rows[rest] @ queries.T).max(axis=1)
+        if best is None:
+            _, best = self._search(queries, BEST, Filters(_ALL, _NONE), exact=False)
+        if not len(best):
+            return -np.inf
+        sampled = (self._others @ queries.T).max(axis=1)
+        rest = sampled[sampled < best[-1]]  # the others are among the best
         share = (len(self) - len(best)) / max(1, len(rest))
-        totals = (_log_sum(scores, 1.0, temperature), _log_sum(tail, share, temperature))
+        totals = (_log_sum(best, 1.0, temperature), _log_sum(rest, share, temperature))
         return float(np.logaddexp(*totals))
 
     def figures(self) -> dict[str, float]:

@@ -46,6 +46,11 @@ class ServingMetrics:
             "Model versions applied by this replica.",
             registry=self.registry,
         )
+        self.versions_refused = Counter(
+            "headrace_versions_refused_total",
+            "Model versions that this replica could not take, or that would answer with nonsense.",
+            registry=self.registry,
+        )
         self.apply_seconds = Histogram(
             "headrace_version_apply_seconds",
             "Time to read a version and lay it over the replica.",

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.batch import Ids, Jagged, Users
-from serving.index import IndexConfig, ItemIndex, Subset
+from serving.index import BEST, IndexConfig, ItemIndex, Subset
 from serving.inverted_lists import ListTraining
 from streaming.cuts import GONE
 from trainers.arrays import column_matrix, table_tensors
@@ -25,6 +25,7 @@ from trainers.versions import Version, VersionInfo
 
 Floats32 = NDArray[np.float32]
 _TABLE = "table-"
+_NONE = np.empty(0, np.int64)
 _AT_ONCE = 1 << 16  # rows
 Found = tuple[Ids, Floats32]  # items (n,) and their scores (n,), best first
 
@@ -80,6 +81,7 @@ class Asked:
     queries: Floats32
     _index: ItemIndex
     _totals: dict[float, float] = field(default_factory=dict)
+    _top: list[Found] = field(default_factory=list)
 
     def scores_of(self, vectors: Floats32) -> Floats32:
         """The scores (n,) of items by their vectors (n, d): the best of the dot products."""
@@ -91,8 +93,20 @@ class Asked:
         of scores. Exact or an estimate, as `ItemIndex.log_total`; computed once.
         """
         if temperature not in self._totals:
-            self._totals[temperature] = self._index.log_total(self.queries, temperature)
+            best = self._top[0][1] if self._top else None
+            self._totals[temperature] = self._index.log_total(self.queries, temperature, best)
         return self._totals[temperature]
+
+    def best(self, count: int, hidden: Ids, allowed: Subset | None) -> Found:
+        """The best items: none of `hidden`, and only `allowed` ones."""
+        if self._index.exact or allowed is not None or count + len(hidden) > BEST:
+            return self._index.search(self.queries, count, hidden, allowed)
+        # One search tells the best items, and of all together how much they are.
+        if not self._top:
+            self._top.append(self._index.search(self.queries, BEST, _NONE))
+        items, scores = self._top[0]
+        shown = np.flatnonzero(~np.isin(items, hidden))[:count]
+        return items[shown], scores[shown]
 
 
 class ServedModel:
@@ -129,20 +143,20 @@ class ServedModel:
     # -- asking ----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def ask(self, users: Users) -> Asked:
-        """What it makes of one user."""
-        queries: Floats32 = self._retriever.query(users)[0].cpu().numpy()  # (K, d)
-        return Asked(queries, self._index)
+    def ask(self, users: Users) -> list[Asked]:
+        """What it makes of each user."""
+        queries: Floats32 = self._retriever.query(users).cpu().numpy()  # (B, K, d)
+        return [Asked(one, self._index) for one in queries]
 
     def best(self, asked: Asked, count: int, hidden: Ids, allowed: Subset | None = None) -> Found:
         """The best items for who asked: none of `hidden`, and only `allowed` ones."""
-        return self._index.search(asked.queries, count, hidden, allowed)
+        return asked.best(count, hidden, allowed)
 
     def retrieve(
         self, users: Users, count: int, hidden: Ids, allowed: Subset | None = None
     ) -> Found:
         """The best items for one user: `ask` and `best`."""
-        return self.best(self.ask(users), count, hidden, allowed)
+        return self.best(self.ask(users)[0], count, hidden, allowed)
 
     def score(self, asked: Asked, items: Ids) -> tuple[Floats32, NDArray[np.bool_]]:
         """The score of each item (n,), and whether it has a vector (n,); 0 if not."""
@@ -207,7 +221,7 @@ class ServedModel:
         Raises:
             Unfit: the answer has numbers that are not finite.
         """
-        if not np.isfinite(self.ask(_someone()).queries).all():
+        if not np.isfinite(self.ask(_someone())[0].queries).all():
             raise Unfit("what it answers is not finite")
 
     def warm(self) -> None:
@@ -219,7 +233,7 @@ class ServedModel:
         """
         self.probe()
         self._index.settle()
-        asked = self.ask(_someone(1))
+        asked = self.ask(_someone(1))[0]
         hidden = np.zeros(1, np.int64)
         items, _ = self.best(asked, 1, hidden)
         self.best(asked, 1, hidden, Subset.of(items))

@@ -10,7 +10,8 @@ Then, for ever, the commit order:
 1. *read* the records that follow the positions;
 2. *step*: `on_batch`, then `on_time`, return outputs and do no I/O;
 3. *execute* the outputs that are not log records; each is idempotent, for it is done again
-   when the process dies before 4;
+   when the process dies before 4. The executor is asked in every turn, also where there are no
+   outputs: it may have some left that could not be carried out when they came;
 4. *commit* the outputs that are log records together with the new positions;
 5. *cut*, now and then: positions and state, or what changed of it, as one artefact, renamed into
    place;
@@ -195,7 +196,7 @@ class Loop(Generic[S]):
         outputs = list(self.step.on_batch(records)) if records else []
         outputs += self.step.on_time(int(self._clock() * 1e6))
         self._reached(2)
-        appends = self._execute(outputs) if outputs else ()
+        appends = self._execute(outputs)
         self._reached(3)
         if records or appends:
             self._commit(appends, {r.place: r.offset + 1 for r in records})

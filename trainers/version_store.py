@@ -1,7 +1,8 @@
 """The version store: `<model>/<lineage>/<number>`, on this machine or in an object store.
 
-What is written whole is announced, and what no replica needs any more is removed. Beside the
-lineages of a model stands `control.json`: the version at which its replicas are held, if any.
+A snapshot that stands beside a delta is `<number>.whole`. What is written whole is announced, and
+what no replica needs any more is removed. Beside the lineages of a model stands `control.json`: the
+version at which its replicas are held, if any.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +25,7 @@ from streaming.artefact_store import Artefacts, LocalArtefacts, StoreAway
 from streaming.errors import ArtefactCorrupt, ArtefactError
 from streaming.log import Append
 from trainers.compaction import compact
-from trainers.versions import Version, VersionInfo, announcement
+from trainers.versions import WHOLE, Version, VersionInfo, announcement
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,9 +62,9 @@ class VersionStore:
     of each of the newest `hours_kept` hours, to go back to. One trainer at a time writes the
     versions of a model.
 
-    Where the store is away, versions wait: they are compacted into one, and tried again later, so
-    that training goes on and no update is lost. Those that may not wait are an error, as are those
-    of a group, of which other ranks hold parts.
+    Where the store is away, versions wait: the deltas are compacted into one, a snapshot with those
+    that follow it, and both are tried again later, so that training goes on and no update is lost.
+    Those that may not wait are an error, as are those of a group, of which other ranks hold parts.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class VersionStore:
         self._may_wait = may_wait
         self._clock = clock
         self._retention = _Retention(self, self._artefacts, snapshots_kept, hours_kept)
-        self._late: Version | None = None  # what could not be written yet
+        self._late: list[Version] = []  # not written yet: a delta and a snapshot, in this order
         self._delay_s = 0.0
         self._again_at = 0.0
 
@@ -93,51 +95,62 @@ class VersionStore:
             ArtefactError: there is no space, or no right to write.
             StoreAway: the store is, and the version may not wait.
         """
-        if not outputs and self._late is not None:
-            return self._publish(self._late)
+        if any(isinstance(output, Version) and output.info.base is None for output in outputs):
+            self._late = [v for v in self._late if v.info.base is not None]  # a newer one comes
         appends: list[Append] = []
         for output in outputs:
             if isinstance(output, Version):
-                appends += self._publish(self._after_the_late(output))
+                self._join(output)
+                appends += self._publish()
             else:
                 appends.append(output)
-        return appends
+        return appends + self._publish()
 
     def write_part(self, info: VersionInfo, rank: int, shards: Mapping[str, pa.Table]) -> None:
         """Writes what a rank owns of a version, for rank 0 to publish it all."""
         name = _part_name(info, rank)
-        _patiently(lambda: self._artefacts.write(name, {}, shards))
+        _patiently(partial(self._artefacts.write, name, {}, shards))
 
     def part_path(self, info: VersionInfo, rank: int) -> Path:
         """Where `write_part` writes."""
         return self._artefacts.path(_part_name(info, rank))
 
-    def _after_the_late(self, version: Version) -> Version:
-        if self._late is None or version.info.base is None:
-            return version
-        return compact(self._late, version)
+    def _join(self, version: Version) -> None:
+        """Lets a version wait with those that do."""
+        if version.info.base is None:
+            # A delta that leads to any other version leads to nothing that is wanted any more.
+            same = [v for v in self._late if v.info.name == version.info.name]
+            self._late = [*same, version]
+            return
+        late = [compact(v, version) for v in self._late]
+        has_delta = bool(late) and late[0].info.base is not None
+        self._late = late if has_delta else [version, *late]
 
-    def _publish(self, version: Version) -> list[Append]:
-        self._late = version
-        if self._clock() < self._again_at:
-            return []
-        may_wait = self._may_wait and not version.parts
-        try:
-            size = self._write(version) if may_wait else _patiently(lambda: self._write(version))
-        except StoreAway as error:
-            if not may_wait:
-                raise
-            self._put_off(error)
-            return []
-        if self._delay_s:
-            logger.warning("version %s is written, the store answers again", version.info.name)
-        self._late, self._delay_s, self._again_at = None, 0.0, 0.0
-        self._retention.written(version.info)
-        return [announcement(version.info, size)]
+    def _publish(self) -> list[Append]:
+        """Writes what waits, if it is time to; gives the announcements of what is written."""
+        appends: list[Append] = []
+        while self._late and self._clock() >= self._again_at:
+            version = self._late[0]
+            may_wait = self._may_wait and not version.parts
+            try:
+                write = partial(self._write, version)
+                size = write() if may_wait else _patiently(write)
+            except StoreAway as error:
+                if not may_wait:
+                    raise
+                self._put_off(error)
+                break
+            appends.append(announcement(version.info, size))
+            self._late = self._late[1:]
+            self._retention.written(version.info)
+        if self._delay_s and not self._late:
+            logger.warning("the store of versions answers again, none waits any more")
+            self._delay_s = 0.0
+        return appends
 
     def _write(self, version: Version) -> int:
         meta = asdict(version.info)
-        return self._artefacts.write(version.info.name, meta, version.shards, version.parts)
+        return self._artefacts.write(version.info.artefact, meta, version.shards, version.parts)
 
     def _put_off(self, error: StoreAway) -> None:
         if not self._delay_s:
@@ -157,7 +170,7 @@ class VersionStore:
             ArtefactCorrupt: it is gone, incomplete or not what was written.
             StoreAway: that cannot be said now.
         """
-        artefact = self._artefacts.read(info.name)
+        artefact = self._artefacts.read(info.artefact)
         ranks: dict[str, list[pa.Table]] = {}
         for name, table in artefact.shards.items():
             ranks.setdefault(_RANK.sub("", name), []).append(table)
@@ -168,12 +181,14 @@ class VersionStore:
         """The models that have versions here."""
         return [entry.name for entry in self._artefacts.entries("") if entry.changed_us is None]
 
-    def names(self, model: str) -> list[str]:
-        """Every version of a model that may be there; its manifest need not be."""
+    def artefacts(self, model: str) -> list[str]:
+        """The artefacts of a model's versions, two of a version that has a snapshot beside its
+        delta; a manifest need not be there.
+        """
         return [
-            f"{model}/{lineage}/{number}"
+            f"{model}/{lineage}/{entry}"
             for lineage in self.lineages(model)
-            for number in sorted(self.numbers(model, lineage))
+            for entry in self.entries(model, lineage)
         ]
 
     def lineages(self, model: str) -> list[str]:
@@ -181,40 +196,53 @@ class VersionStore:
         found = self._artefacts.entries(model)
         return [entry.name for entry in found if entry.changed_us is None]
 
-    def numbers(self, model: str, lineage: str) -> list[int]:
-        """The numbers of the versions of a lineage."""
+    def entries(self, model: str, lineage: str) -> dict[str, int]:
+        """The artefacts of a lineage's versions: what each is called in it, and its number."""
         found = self._artefacts.entries(f"{model}/{lineage}")
-        return [int(entry.name) for entry in found if entry.name.isdecimal()]
+        numbers = {entry.name: _number(entry.name) for entry in found}
+        entries = {name: number for name, number in numbers.items() if number is not None}
+        return dict(sorted(entries.items(), key=lambda entry: (entry[1], entry[0])))
 
-    def stored(self, name: str) -> Stored:
-        """What the store knows of a version.
+    def stored(self, artefact: str) -> Stored:
+        """What the store knows of one of `artefacts`.
 
         Raises:
             ArtefactCorrupt: it is not there, or its manifest is not what was written.
         """
-        manifest = self._artefacts.manifest(name)
+        manifest = self._artefacts.manifest(artefact)
         return Stored(
             VersionInfo(**manifest.meta),
             manifest.shards,
             total_size(manifest.shards) + manifest.size,
-            self._artefacts.changed_us(name) or 0,
+            self._artefacts.changed_us(artefact) or 0,
         )
 
     def chain(self, name: str) -> list[VersionInfo]:
-        """A version and what it stands on: its snapshot, the deltas that follow, itself.
+        """A version and what it stands on: the newest snapshot, the deltas that follow, itself.
 
         Raises:
             ArtefactCorrupt: a link is not there, or its manifest is not what was written.
         """
         links: list[VersionInfo] = []
+        folder, _, number = name.rpartition("/")
+        there = {entry.name for entry in self._artefacts.entries(folder)}
         while True:
-            links.append(VersionInfo(**self._artefacts.manifest(name).meta))
+            links.append(self._link(f"{folder}/{number}", f"{number}{WHOLE}" in there))
             base = links[-1].base
             if base is None:
                 return links[::-1]
             if base >= links[-1].number:
                 raise ArtefactCorrupt(f"{name} says that it continues {base}, which came after it")
-            name = f"{links[-1].model}/{links[-1].lineage}/{base}"
+            number = str(base)
+
+    def _link(self, name: str, has_whole: bool) -> VersionInfo:
+        """The snapshot of a version, where that can be read; else its delta."""
+        if has_whole:
+            try:
+                return VersionInfo(**self._artefacts.manifest(name + WHOLE).meta)
+            except ArtefactCorrupt as error:
+                logger.warning("going on without a snapshot: %s", error)
+        return VersionInfo(**self._artefacts.manifest(name).meta)
 
     # -- control ---------------------------------------------------------------------------
 
@@ -242,7 +270,8 @@ class VersionStore:
 
         They act on it when they next look: `trainers.versions.doorbell` makes them.
         """
-        said = {"pinned": name, "changed_us": time.time_ns() // 1000}
+        pinned = name and name.removesuffix(WHOLE)
+        said = {"pinned": pinned, "changed_us": time.time_ns() // 1000}
         self._artefacts.put(f"{model}/{_CONTROL}", json.dumps(said).encode())
 
     def remove_lineage(self, model: str, lineage: str) -> None:
@@ -270,7 +299,7 @@ class _Retention:
 
     def written(self, info: VersionInfo) -> None:
         """A version is durable: what it makes useless goes."""
-        if info.base is not None or info.name in {s.name for s in self._newest}:
+        if info.base is not None or info.artefact in {s.artefact for s in self._newest}:
             return  # executed once more
         self._newest = [*self._newest, info][-self._snapshots_kept :]
         if self._beside is None:
@@ -288,7 +317,7 @@ class _Retention:
         try:
             if snapshot.model not in self._hours:
                 self._tidy(snapshot)
-            self._note_hour(snapshot.name)
+            self._note_hour(snapshot.artefact)
             self._remove_old(snapshot.model, self._needed(snapshot.model))
         except ArtefactError as error:  # the next snapshot will
             logger.warning("old versions are not removed yet: %s", error)
@@ -310,12 +339,12 @@ class _Retention:
         if below is None and not any(name.startswith(f"{folder}/") for name in needed):
             self._artefacts.remove(folder)
             return
-        for number in self._store.numbers(model, lineage):
-            if f"{folder}/{number}" not in needed and (below is None or number < below):
-                self._artefacts.remove(f"{folder}/{number}")
+        for entry, number in self._store.entries(model, lineage).items():
+            if f"{folder}/{entry}" not in needed and (below is None or number < below):
+                self._artefacts.remove(f"{folder}/{entry}")
 
     def _needed(self, model: str) -> set[str]:
-        """What stays whatever its age: what a pinned version stands on, and those of the hours."""
+        """The artefacts that stay whatever their age: of a pinned chain, and of the hours."""
         return {*self._pinned_chain(model), *self._hours.get(model, {}).values()}
 
     def _pinned_chain(self, model: str) -> frozenset[str]:
@@ -324,7 +353,7 @@ class _Retention:
             return frozenset()
         if name != self._pinned[0]:
             chain = self._store.chain(name)
-            self._pinned = name, frozenset(link.name for link in chain)
+            self._pinned = name, frozenset(link.artefact for link in chain)
         return self._pinned[1]
 
     def _note_hour(self, snapshot: str) -> None:
@@ -345,7 +374,7 @@ class _Retention:
             for entry in self._artefacts.entries(f"{own.model}/{lineage}"):
                 name = f"{own.model}/{lineage}/{entry.name}"
                 try:
-                    stored = self._store.stored(name) if entry.name.isdecimal() else None
+                    stored = self._store.stored(name) if _number(entry.name) is not None else None
                 except ArtefactCorrupt:
                     stored = None
                 if stored is None:
@@ -356,8 +385,15 @@ class _Retention:
             self._note_hour(name)
 
 
+def _number(entry: str) -> int | None:
+    """The number of the version whose artefact is called so in its lineage; None of all else."""
+    number = entry.removesuffix(WHOLE)
+    return int(number) if number.isdecimal() else None
+
+
 def _part_name(info: VersionInfo, rank: int) -> str:
-    return f"{info.model}/{info.lineage}/.part-{info.number}-{rank}"
+    lineage, _, entry = info.artefact.rpartition("/")
+    return f"{lineage}/.part-{entry}-{rank}"
 
 
 def _patiently(act: Callable[[], T]) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,31 @@ def test_in_realtime_it_is_ready_when_a_version_is_there(home: Home) -> None:
     assert "no model version" in (system.not_ready() or "")
     assert system.status()["lag"].keys() == {"joiner", "aggregator", "catalog", "trainer"}
     system.log.close()
+
+
+def test_a_run_settles_though_replicas_are_held_at_an_earlier_version(home: Home) -> None:
+    system, stopping = System(Recipe(source="none"), home, free_port()), threading.Event()
+    store = VersionStore(home.versions)
+    for lineage in ("earlier", "newest"):  # both have learnt all that is there
+        trainer = Trainer(TrainerConfig(options={"width": 4, "hidden": 4}), lineage)
+        system.log.append(store.execute(trainer.on_time(0)))
+    store.pin("two_tower", "two_tower/earlier/0")
+    assert not system.status()["caught_up"]
+    follower = threading.Thread(target=system.serving.threads()["follower"], args=(stopping,))
+    follower.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not (status := system.status())["caught_up"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert status["served_version"] == "two_tower/earlier/0"
+        assert status["version"] == "two_tower/newest/0"
+        system.log.append([Append(SAMPLES, b"")])  # which nobody has learnt yet
+        assert not system.status()["caught_up"]
+    finally:
+        stopping.set()
+        follower.join()
+        system.log.close()
 
 
 def test_an_archive_is_not_to_be_disabled_where_one_learns_from_it() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ def following(home: Home) -> Iterator[tuple[Serving, Threads]]:
     threads = Threads(home.log_file("serve"))
     with one_more(RECIPE, home, threads, home.log_file("serve")) as serving:
         yield serving, threads
+
+
+def test_a_version_that_it_cannot_take_is_counted_and_logged(
+    home: Home, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    with following(home) as (serving, _):
+        publish(home, log)
+        comes_true(lambda: serving.not_ready() is None)
+        (version,) = Trainer(RECIPE.trainer, "of-tomorrow").on_time(0)
+        info = replace(version.info, options={"width": 4, "tomorrow": True})
+        log.append(version_store(RECIPE, home).execute([replace(version, info=info)]))
+        registry = serving.metrics.registry
+        comes_true(lambda: registry.get_sample_value("headrace_versions_refused_total") == 1)
+        assert serving.status()["served_version"] == "two_tower/lineage/0"
+    assert "version two_tower/of-tomorrow/0 is not served" in caplog.text
 
 
 def test_it_follows_events_and_versions_and_says_what_it_lacks(home: Home, log: Log) -> None:

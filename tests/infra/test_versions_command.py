@@ -31,7 +31,8 @@ from trainers.trainer import Trainer, TrainerConfig
 from trainers.version_store import VersionStore
 
 LOGGED_US = 1_700_000_000_000_000
-EVERY = 3  # each third version is a snapshot
+EVERY = 3  # each third version is a snapshot too
+ENTRIES = ("0", "1", "2", "3", "3.whole", "4")
 LINEAGES = ("20261121T100000-aaaa", "20261121T110000-bbbb")
 OLD, NEW = LINEAGES
 CONFIG = TrainerConfig(
@@ -55,7 +56,9 @@ def micro_batches() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which two incarnations of a trainer have published five versions each."""
+    """A home in which two incarnations of a trainer have published five versions each, the fourth
+    as a delta and as a snapshot.
+    """
     home = Home(tmp_path_factory.mktemp("published") / "home")
     home.make()
     records = micro_batches()
@@ -118,7 +121,7 @@ class Served:
 def test_versions_are_listed_the_newest_last(home: Home) -> None:
     found = told(home, "list")
     names = [version["name"] for version in found["versions"]]
-    assert names == [f"two_tower/{lineage}/{n}" for lineage in LINEAGES for n in range(5)]
+    assert names == [f"two_tower/{lineage}/{n}" for lineage in LINEAGES for n in ENTRIES]
     assert (found["pinned"], found["newest"]) == (None, names[-1])
     newest = found["versions"][-1]
     assert (newest["base"], newest["marks"]) == (3, ["newest"])
@@ -130,12 +133,14 @@ def test_versions_are_listed_the_newest_last(home: Home) -> None:
     assert f"{NEW}/4" in text
     assert "recall@10" in text
     assert "Replicas follow the newest version." in text
-    assert "The newest 2 of 10; --limit 0 lists all." in shown(home, "list", "--limit", "2")
+    assert "The newest 2 of 12; --limit 0 lists all." in shown(home, "list", "--limit", "2")
 
 
 def test_a_version_is_shown_with_its_bytes_per_row(home: Home) -> None:
-    found = told(home, "show", f"{NEW}/3")
+    found = told(home, "show", f"{NEW}/3.whole")
     assert (found["base"], found["metrics"]["samples"] > 0) == (None, True)
+    assert told(home, "show", f"{NEW}/3")["base"] == 2
+    assert told(home, "show", "0.whole")["name"] == f"two_tower/{NEW}/0"
     item = found["shards"]["table-item"]
     assert item["bytes_per_row"] == item["size"] / item["rows"]
     assert 16 < item["bytes_per_row"] < 40  # an id of 8 bytes, 4 numbers of 2, and the file's own
@@ -146,7 +151,7 @@ def test_a_version_is_shown_with_its_bytes_per_row(home: Home) -> None:
 
 def test_all_is_well_until_a_byte_is_flipped(home: Home) -> None:
     found = told(home, "verify")
-    assert (found["intact"], found["damaged"], len(found["reachable"])) == (10, {}, 10)
+    assert (found["intact"], found["damaged"], len(found["reachable"])) == (12, {}, 10)
     shard = home.versions / "two_tower" / OLD / "1" / "vectors.arrow"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -154,11 +159,19 @@ def test_all_is_well_until_a_byte_is_flipped(home: Home) -> None:
     (home.versions / "two_tower" / NEW / "3" / "manifest.json").unlink()
     found = told(home, "verify", code=1)
     assert [*found["damaged"]] == [f"two_tower/{NEW}/3", f"two_tower/{OLD}/1"]
-    assert found["unreachable"] == [f"two_tower/{OLD}/2", f"two_tower/{NEW}/4"]
+    assert found["intact"] == 10
+    assert found["unreachable"] == [f"two_tower/{OLD}/2"]
     text = shown(home, "verify", code=1)
     assert f"two_tower/{OLD}/1 is damaged" in text
     assert "its checksum differs" in text
-    assert "6 of 10 versions can be reached, 2 are damaged." in text
+    assert "8 of 10 versions can be reached, 2 artefacts are damaged." in text
+    assert told(home, "list")["newest"] == f"two_tower/{NEW}/4"
+    (home.versions / "two_tower" / NEW / "3.whole" / "manifest.json").unlink()
+    assert told(home, "verify", code=1)["unreachable"] == [
+        f"two_tower/{OLD}/2",
+        f"two_tower/{NEW}/4",
+    ]
+    assert "6 of 10 versions can be reached, 3 artefacts" in shown(home, "verify", code=1)
     assert told(home, "list")["newest"] == f"two_tower/{NEW}/2"
     assert "unreachable" in shown(home, "list")
 
@@ -191,6 +204,18 @@ def test_steps_are_counted_from_what_is_held(home: Home, log: Log) -> None:
         told(home, "rollback", "--steps", "9")
 
 
+def test_a_version_is_the_same_whichever_way_it_is_named(home: Home, log: Log) -> None:
+    served = Served(home, log)
+    assert told(home, "pin", f"{NEW}/3.whole")["pinned"] == f"two_tower/{NEW}/3"
+    assert served.version == f"{NEW}/3"
+    listed = told(home, "list")["versions"]
+    pinned = [v["name"] for v in listed if "pinned" in v["marks"]]
+    assert pinned == [f"two_tower/{NEW}/3", f"two_tower/{NEW}/3.whole"]
+    assert told(home, "rollback")["pinned"] == f"two_tower/{NEW}/2"
+    with pytest.raises(ConfigError, match=f"{NEW}/3 is not earlier than"):
+        told(home, "rollback", f"{NEW}/3.whole")
+
+
 def test_back_is_not_forward(home: Home) -> None:
     told(home, "pin", f"{OLD}/3")
     with pytest.raises(ConfigError, match=f"{NEW}/0 is not earlier than .*{OLD}/3: .*pin"):
@@ -210,7 +235,7 @@ def test_a_version_that_is_not_there_is_answered_with_the_nearest(home: Home) ->
 def test_a_damaged_version_cannot_be_held(home: Home, log: Log) -> None:
     served = Served(home, log)
     told(home, "pin", f"{NEW}/2")
-    (home.versions / "two_tower" / OLD / "3" / "dense.arrow").unlink()
+    (home.versions / "two_tower" / OLD / "3.whole" / "dense.arrow").unlink()
     with pytest.raises(ArtefactError, match=rf"cannot be held at .*{OLD}/4: .*dense.arrow"):
         told(home, "pin", f"{OLD}/4")
     assert told(home, "list")["pinned"] == f"two_tower/{NEW}/2"

@@ -17,17 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from features.behaviour import Behaviour, BehaviourConfig
 from serving.follower import Follower
 from serving.replica import Applied, Replica
 from streaming.artefact_store import RemoteArtefacts
+from streaming.events import EventRules, encode_events
 from streaming.file_log import FileLog
+from streaming.joiner import Joiner, JoinerConfig
+from streaming.log import EVENTS, SAMPLES, Record
+from streaming.sources.movielens import MovieLens
 from trainers.compaction import compact_chain
+from trainers.negatives import NegativesConfig
+from trainers.trainer import Trainer, TrainerConfig
 from trainers.version_store import VersionStore
 from trainers.versions import Version, VersionInfo, doorbell
 
 MakeVersion = Callable[..., Version]
 IDS = st.sets(st.integers(0, 9), max_size=5).map(sorted)
-EVERY = 4  # each fourth version is a snapshot
+LOGGED_US = 1_700_000_000_000_000
+EVERY = 4  # each fourth version is a snapshot too
 
 
 class Stage:
@@ -39,6 +47,7 @@ class Stage:
         self.store = VersionStore(root)
         self.replica = Replica()
         self.applied: list[int] = []
+        self.loads: list[int] = []  # those of `applied` that needed all of the model
         self.refused: list[tuple[str, str]] = []
         self.read_from = self.store
         self.make = make
@@ -59,22 +68,27 @@ class Stage:
         watermark_us: int | None = None,
         **made: Any,
     ) -> None:
-        """Writes and announces versions; with `lost` a shard of each is gone afterwards."""
+        """Writes and announces versions, the delta first, then the snapshot that is due.
+
+        With `lost` a shard of each is gone afterwards.
+        """
         for number in numbers:
-            version = self.make(
-                number, lineage, snapshot=number % EVERY == 0, watermark_us=watermark_us, **made
-            )
-            self.log.append(self.store.execute([version]))
-            if lost:
-                self.shard(number, lineage).unlink()
+            versions = [
+                self.make(number, lineage, snapshot=whole, watermark_us=watermark_us, **made)
+                for whole in (False, True)
+                if (number % EVERY == 0 if whole else number > 0)
+            ]
+            self.log.append(self.store.execute(versions))
+            for version in versions if lost else ():
+                self.shard(version.info.artefact).unlink()
 
     def pin(self, name: str | None) -> None:
         """Holds replicas at a version, as the command does."""
         self.store.pin("two_tower", None if name is None else f"two_tower/{name}")
         self.log.append([doorbell("two_tower")])
 
-    def shard(self, number: int, lineage: str = "a") -> Path:
-        return self.root / "two_tower" / lineage / str(number) / "vectors.arrow"
+    def shard(self, artefact: str) -> Path:
+        return self.root / artefact / "vectors.arrow"
 
     @property
     def serves(self) -> str | None:
@@ -90,6 +104,8 @@ class Stage:
     def _told(self, info: VersionInfo, seconds: float) -> None:
         assert seconds > 0
         self.applied.append(info.number)
+        if info.base is None:
+            self.loads.append(info.number)
 
 
 @pytest.fixture
@@ -137,20 +153,13 @@ def test_a_step_has_no_more_rows_than_asked_for(stage: Stage) -> None:
     assert stage.applied == [0, 2, 3]
     stage.publish(*range(EVERY, EVERY + 4))
     follower.turn(0)
-    assert stage.applied == [0, 2, 3, 7]  # a snapshot is laid once, with all that follows
-    assert stage.serves == "a7"
+    assert (stage.serves, stage.applied) == ("a7", [0, 2, 3, 5, 7])
+    stage.replica = Replica()
+    stage.follower(rows_at_once=24).turn(0)
+    assert stage.applied[5:] == [7]  # a snapshot is laid once, with all that follows
 
 
-@pytest.mark.parametrize("damage", ["gone", "flipped", "directory gone"])
-@pytest.mark.parametrize("where", [2, EVERY], ids=["delta", "snapshot"])
-def test_a_version_that_cannot_be_read_is_healed_by_the_next_snapshot(
-    stage: Stage, damage: str, where: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    follower = stage.follower()
-    stage.publish(*range(where))
-    follower.turn(0)
-    stage.publish(where)
-    shard = stage.shard(where)
+def spoil(shard: Path, damage: str) -> None:
     if damage == "gone":
         shard.unlink()
     elif damage == "flipped":
@@ -158,7 +167,39 @@ def test_a_version_that_cannot_be_read_is_healed_by_the_next_snapshot(
         data[len(data) // 2] ^= 1
         shard.write_bytes(data)
     else:
-        shard.parent.rename(shard.parent.with_name("away"))
+        shard.parent.rename(shard.parent.with_name(f"away-{shard.parent.name}"))
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "directory gone"])
+@pytest.mark.parametrize(("entry", "whole"), [("4", True), ("4.whole", False)])
+def test_of_a_version_that_is_there_in_two_ways_one_is_enough(
+    stage: Stage, damage: str, entry: str, whole: bool
+) -> None:
+    follower = stage.follower()
+    stage.publish(*range(EVERY))
+    follower.turn(0)
+    stage.publish(EVERY)
+    spoil(stage.shard(f"two_tower/a/{entry}"), damage)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY}"
+    assert stage.replica.info is not None
+    assert (stage.replica.info.base is None) == whole
+    stage.publish(EVERY + 1)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 1}"
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "directory gone"])
+@pytest.mark.parametrize("entries", [("2",), ("4", "4.whole")], ids=["a delta", "both ways"])
+def test_a_version_that_cannot_be_read_is_healed_by_the_next_snapshot(
+    stage: Stage, damage: str, entries: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    follower, where = stage.follower(), int(entries[0])
+    stage.publish(*range(where))
+    follower.turn(0)
+    stage.publish(where)
+    for entry in entries:
+        spoil(stage.shard(f"two_tower/a/{entry}"), damage)
     healed_by = EVERY * (where // EVERY + 1)
     with caplog.at_level(logging.WARNING):
         for number in range(where, healed_by):
@@ -166,7 +207,7 @@ def test_a_version_that_cannot_be_read_is_healed_by_the_next_snapshot(
                 stage.publish(number)
             follower.turn(0)
             assert stage.serves == f"a{where - 1}"  # the old version goes on being served
-    assert f"two_tower/a/{where}" in caplog.text
+    assert all(f"passing over version two_tower/a/{entry}: " in caplog.text for entry in entries)
     stage.publish(healed_by)
     follower.turn(0)
     assert stage.serves == f"a{healed_by}"
@@ -197,13 +238,13 @@ def test_starts_from_the_lineage_before_if_the_newest_cannot_be_read(stage: Stag
 
 def test_a_snapshot_that_can_be_read_after_all_is_taken_with_the_next_delta(stage: Stage) -> None:
     stage.publish(0)
-    away = stage.shard(0).with_name("away")
-    stage.shard(0).rename(away)
+    away = stage.shard("two_tower/a/0").with_name("away")
+    stage.shard("two_tower/a/0").rename(away)
     follower = stage.follower()
     stage.publish(1)
     follower.turn(0)
     assert stage.serves is None
-    away.rename(stage.shard(0))
+    away.rename(stage.shard("two_tower/a/0"))
     stage.publish(2)
     follower.turn(0)
     assert stage.serves == "a2"
@@ -264,12 +305,12 @@ def test_what_is_announced_twice_is_applied_once(stage: Stage) -> None:
 
 def test_a_chain_with_a_version_announced_twice_is_healed_to_its_end(stage: Stage) -> None:
     stage.publish(0)
-    away = stage.shard(0).with_name("away")
-    stage.shard(0).rename(away)
+    away = stage.shard("two_tower/a/0").with_name("away")
+    stage.shard("two_tower/a/0").rename(away)
     follower = stage.follower()
     stage.publish(1, 1, 2)
     follower.turn(0)
-    away.rename(stage.shard(0))
+    away.rename(stage.shard("two_tower/a/0"))
     stage.publish(3)
     follower.turn(0)
     assert stage.serves == "a3"
@@ -281,7 +322,8 @@ def test_announcements_without_a_snapshot_in_sight_are_waited_out(stage: Stage) 
     follower.turn(0)
     assert stage.serves is None
     stage.publish(EVERY, EVERY + 1)
-    follower.turn(0)
+    for _ in range(2):  # they are read two at a time
+        follower.turn(0)
     assert stage.serves == f"a{EVERY + 1}"
 
 
@@ -569,14 +611,14 @@ def test_a_pinned_version_that_is_damaged_changes_nothing_until_it_is_mended(
     follower = stage.follower(clock=clock)
     stage.publish(*range(EVERY + 1))
     follower.turn(0)
-    stage.shard(2).rename(stage.shard(2).with_name("away"))
+    stage.shard("two_tower/a/2").rename(stage.shard("two_tower/a/2").with_name("away"))
     stage.pin("a/3")
     for _ in range(5):
         clock.now += 1
         follower.turn(0)
         assert stage.serves == f"a{EVERY}"
     assert caplog.text.count("passing over version two_tower/a/2") == 1
-    stage.shard(2).with_name("away").rename(stage.shard(2))
+    stage.shard("two_tower/a/2").with_name("away").rename(stage.shard("two_tower/a/2"))
     clock.now += 60
     follower.turn(0)
     assert stage.serves == "a3"
@@ -604,6 +646,89 @@ def test_a_control_file_that_makes_no_sense_pins_nothing(
     stage.follower().turn(0)
     assert stage.serves == "a0"
     assert "does not say what is pinned" in caplog.text
+
+
+def test_a_pin_a_little_ahead_is_reached_by_deltas_past_a_snapshot(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(*range(3))
+    follower.turn(0)
+    stage.pin("a/5")
+    stage.publish(*range(3, 8))
+    follower.turn(0)
+    assert stage.serves == "a5"
+    assert (stage.applied, stage.loads) == ([2, 5], [2])  # what it started with, and no more
+
+
+def test_of_a_pinned_version_that_is_there_in_two_ways_the_snapshot_is_loaded(stage: Stage) -> None:
+    stage.publish(*range(EVERY + 3))
+    stage.pin(f"a/{EVERY}.whole")  # however it is called
+    follower = stage.follower()
+    for _ in range(2):
+        follower.turn(0)
+    assert (stage.serves, stage.applied) == (f"a{EVERY}", [EVERY])
+
+
+# With a trainer
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Record]:
+    """Ratings of MovieLens, joined as in production, in steps of 32."""
+    ratings = MovieLens()
+    event = encode_events(ratings.batch(ratings.declarations, 512))
+    joiner = Joiner(JoinerConfig(step_size=32), EventRules(), Behaviour(BehaviourConfig()))
+    joined = joiner.on_batch([Record(EVENTS, 0, 0, event.key, event.value, LOGGED_US)])
+    return [Record(SAMPLES, 0, n, one.key, one.value, n) for n, one in enumerate(joined)]
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    return Trainer(
+        TrainerConfig(
+            options={"width": 4, "hidden": 4, "table": {"max_rows": 100}},
+            negatives=NegativesConfig(uniform=16),
+            publish_every_s=0.0,
+            snapshot_every=EVERY,
+        ),
+        "a",
+    )
+
+
+def test_a_replica_that_keeps_up_loads_the_first_version_and_no_other(
+    stage: Stage, trainer: Trainer, samples: list[Record]
+) -> None:
+    follower = stage.follower()
+    for number, record in enumerate([None, *samples]):
+        trainer.on_batch([] if record is None else [record])
+        stage.log.append(stage.store.execute(trainer.on_time(number)))
+        follower.turn(0)
+        assert stage.replica.info is not None
+        assert stage.replica.info.number == number
+    assert len(samples) > 3 * EVERY
+    assert stage.loads == [0]
+    started = Stage(stage.log, stage.root, stage.make)  # from the newest snapshot
+    started.follower().turn(0)
+    assert started.loads == [len(samples)]
+    assert content(started.replica) == content(stage.replica)
+    metrics = trainer.metrics
+    assert len(content(started.replica)["item"]) < metrics["items"]
+    assert metrics["item_rows_evicted"] > 0
+
+
+def test_a_delta_that_is_damaged_is_healed_by_the_snapshot_beside_it(
+    stage: Stage, trainer: Trainer, samples: list[Record]
+) -> None:
+    follower, whole = stage.follower(), Stage(stage.log, stage.root, stage.make)
+    undisturbed = whole.follower()
+    for number, record in enumerate([None, *samples[: 2 * EVERY]]):
+        trainer.on_batch([] if record is None else [record])
+        stage.log.append(stage.store.execute(trainer.on_time(number)))
+        undisturbed.turn(0)
+        if number == EVERY:
+            spoil(stage.shard(f"two_tower/a/{EVERY}"), "flipped")
+        follower.turn(0)
+        assert content(stage.replica) == content(whole.replica)
+    assert (stage.loads, whole.loads) == ([0, EVERY], [0])
 
 
 # One step or many

@@ -6,9 +6,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from features.behaviour import Behaviour, BehaviourConfig
@@ -20,8 +23,9 @@ from serving.metrics import ServingMetrics
 from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
 from streaming.arrow_record import read_batch
+from streaming.decode import decode_events
 from streaming.errors import LogError
-from streaming.events import EventRules, encode_event, parse_event
+from streaming.events import EventRules, encode_event, encode_events, parse_event
 from streaming.file_log import FileLog
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, NOBODY, Append, Record
@@ -30,6 +34,7 @@ from trainers.versions import Version
 
 Know = Callable[..., None]
 RULES = EventRules()
+NOW_US = 1_700_000_000_000_000
 
 
 @pytest.fixture
@@ -129,6 +134,22 @@ def test_a_log_that_fails_delays_impressions_and_doubles_none(log: FileLog, answ
     assert len(set(ids)) == 3
 
 
+def test_what_a_log_never_takes_is_lost_at_the_end_and_counted(
+    log: FileLog, answer: Answer
+) -> None:
+    class Away:
+        def append(self, appends: list[Append]) -> None:
+            raise LogError("nobody is there")
+
+        def partition_of(self, topic: str, key: bytes) -> int:
+            return 0
+
+    metrics = ServingMetrics()
+    with running(Away(), metrics, close_timeout_s=0.1) as impression_log:
+        impression_log.note(answer)
+    assert (logged(metrics, "logged"), logged(metrics, "lost")) == (0, 3)
+
+
 def test_what_is_more_than_may_wait_is_lost_and_counted(log: FileLog, answer: Answer) -> None:
     metrics = ServingMetrics()
     waiting = ImpressionLog(log, RULES, ImpressionLogConfig(answers=2), metrics)
@@ -160,7 +181,27 @@ def test_impressions_meet_the_click_that_comes_of_them(log: FileLog, answer: Ans
     assert row["negative_rate"] is not None  # it was joined with its impression
 
 
-def test_the_id_of_an_impression_is_that_of_its_place(answer: Answer) -> None:
-    at = datetime.now(UTC)
-    ids = [one.event_id for one in impressions(answer, at, features=False)]
-    assert ids == [f"{answer.request_id}/{n}" for n in range(3)]
+def test_impressions_keep_the_rules_of_events(answer: Answer) -> None:
+    """They are not checked on their way, as what is posted is."""
+    batch = impressions([(answer, NOW_US), (answer, NOW_US + 1)], features=True)
+    taken = decode_events([Record(EVENTS, 0, 0, None, encode_events(batch).value, NOW_US)], RULES)
+    assert not taken.rejected
+    assert taken.events.num_rows == 6
+    ids = batch["event_id"].to_pylist()
+    assert ids == [f"{answer.request_id}/{n}" for n in range(3)] * 2
+    assert batch["at"].cast(pa.int64()).to_pylist() == [NOW_US] * 3 + [NOW_US + 1] * 3
+
+
+def test_the_impressions_of_a_user_lie_where_his_events_lie(answer: Answer, tmp_path: Path) -> None:
+    log = FileLog(tmp_path / "four.db", partitions={EVENTS: 4})
+    with running(log, ServingMetrics()) as impression_log:
+        for number in range(40):
+            impression_log.note(replace(answer, user_id=f"u{number}"))
+    found = {
+        (row["user_id"], record.partition)
+        for record in records(log)
+        for row in read_batch(record.value).to_pylist()
+    }
+    expected = {(f"u{n}", log.partition_of(EVENTS, b"u%d" % n)) for n in range(40)}
+    assert found == expected
+    log.close()

@@ -547,7 +547,7 @@ def test_a_loaded_copy_is_asked_before_anybody_reads_it(
         front = replica.info
         asked.append((served.info.number, None if front is None else front.number))
 
-    def noted_ask(self: ServedModel, users: Users) -> Asked:
+    def noted_ask(self: ServedModel, users: Users) -> list[Asked]:
         note(self)
         return ask(self, users)
 

@@ -109,7 +109,7 @@ def test_nothing_is_similar_to_an_unknown_item(served: ServedModel) -> None:
 
 
 def test_who_was_asked_for_once_is_set_against_any_items(served: ServedModel) -> None:
-    asked = served.ask(user(1_001))
+    asked = served.ask(user(1_001))[0]
     every, scores = served.best(asked, 40, NONE)
     again, known = served.score(asked, every)
     np.testing.assert_allclose(again, scores, rtol=1e-6)
@@ -124,7 +124,7 @@ def test_who_was_asked_for_once_is_set_against_any_items(served: ServedModel) ->
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_shares_by_the_log_total_add_up_to_one(served: ServedModel, temperature: float) -> None:
-    asked = served.ask(user(1_001))
+    asked = served.ask(user(1_001))[0]
     _, scores = served.best(asked, 40, NONE)
     for _ in range(2):
         shares = np.exp(scores / temperature - asked.log_total(temperature))

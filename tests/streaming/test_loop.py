@@ -597,6 +597,29 @@ def test_the_executor_turns_outputs_into_appends_before_they_are_committed(
     assert [r.value for r in totals(small)] == [b"< has 1, event>", b"< has 2, event>"]
 
 
+def test_an_executor_may_keep_something_for_a_later_turn_in_which_nothing_is_read(
+    small: FileLog, tmp_path: Path
+) -> None:
+    kept: list[Append] = []
+
+    def execute(outputs: Sequence[Append]) -> list[Append]:
+        if outputs:
+            kept.extend(outputs)
+            return []
+        done = [*kept]
+        kept.clear()
+        return done
+
+    feed(small, 2)
+    loop = make_loop(tmp_path, small, execute=execute)
+    assert loop.turn() == 2
+    assert totals(small) == []
+    for _ in range(2):
+        assert loop.turn() == 0
+        assert [r.value for r in totals(small)] == [b" has 1, event", b" has 2, event"]
+    assert small.positions("counter", [EVENTS]) == {EVENTS_0: 2}
+
+
 def test_an_executor_that_raises_leaves_nothing_committed(small: FileLog, tmp_path: Path) -> None:
     def fail(outputs: Sequence[Append]) -> list[Append]:
         raise RuntimeError("the disk is away")

@@ -20,7 +20,7 @@ import torch
 
 from features.batch import read_samples
 from serving.follower import Follower
-from serving.replica import Replica
+from serving.replica import Applied, Replica
 from streaming.artefact import Artefact, read_artefact, read_manifest
 from streaming.cuts import GONE, CutDirectory
 from streaming.dead_letters import DeadLetter, decode_letter
@@ -239,7 +239,7 @@ def test_a_replica_has_the_rows_of_all_ranks(
 ) -> None:
     table = {**small.options["table"], "max_rows": 60, "admission": {"after": 2, "shared": 8}}
     options = {**small.options, "table": table}
-    home = make_home(stream, 2, replace(small, options=options, snapshot_every=4))
+    home = make_home(stream, 2, replace(small, options=options, snapshot_every=2))
     leader = home.run(2, learn_all, publishing=True)
     records = home.log.read({TopicPartition(VERSIONS, 0): 0}, 1_000, timeout_s=0)
     infos = [read_announcement(record) for record in records]
@@ -247,19 +247,26 @@ def test_a_replica_has_the_rows_of_all_ranks(
     assert {version.info.base is None for version in kept} == {True, False}
     gone = [len(v.shards[f"table-item{GONE}"]) for v in kept if v.info.base is not None]
     assert sum(gone) > 0, "nothing was evicted: this was not tried"
-    replica = Replica()
+    replica, ahead = Replica(), Replica()
     Follower(home.log, home.versions, replica, look_back=1_000).turn(timeout_s=0)
+    before, newest = [info for info in infos if info.base is None][-2:]
+    assert any(info.base is not None and info.name == newest.name for info in infos)
+    for info in [before, *(i for i in infos if i.base is not None and i.number > before.number)]:
+        assert ahead.take(home.versions.read(info)) is Applied.APPLIED
+    # One from the newest snapshot on, the other from the one before, by deltas only.
+    assert replica.info == replace(infos[-1], base=None)
+    assert ahead.info == replace(infos[-1], base=infos[-1].number - 1)
     state = home.state()
-    with replica.reading() as served:
-        assert served is not None
-        assert served.info == infos[-1]
-        assert served.info.step == len(stream)
-        assert len(served) == len(leader.trainer.corpus)
-        for name, of_replica in served.model.tables.items():
-            ids, rows = of_replica.touched_since(0)
-            assert dict(zip(ids.tolist(), rows.tolist(), strict=True)) == rows_of(state, name)
-        for name, weights in leader.trainer.model.state_dict().items():
-            assert torch.equal(served.model.state_dict()[name], weights)
+    for each in (replica, ahead):
+        with each.reading() as served:
+            assert served is not None
+            assert served.info.step == len(stream)
+            assert len(served) == len(leader.trainer.corpus)
+            for name, of_replica in served.model.tables.items():
+                ids, rows = of_replica.touched_since(0)
+                assert dict(zip(ids.tolist(), rows.tolist(), strict=True)) == rows_of(state, name)
+            for name, weights in leader.trainer.model.state_dict().items():
+                assert torch.equal(served.model.state_dict()[name], weights)
 
 
 def test_a_version_tells_the_figures_of_all_ranks(

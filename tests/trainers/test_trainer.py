@@ -49,8 +49,13 @@ def declared(item: int, *tokens: int) -> dict[str, Any]:
 
 
 def publish(trainer: Trainer, now_s: float) -> Version:
-    (version,) = trainer.on_time(int(now_s * SECOND_US))
-    return version
+    """The next version, as its delta if it has one; `publish_whole` also gives its snapshot."""
+    return trainer.on_time(int(now_s * SECOND_US))[0]
+
+
+def publish_whole(trainer: Trainer, now_s: float) -> tuple[Version, Version]:
+    delta, snapshot = trainer.on_time(int(now_s * SECOND_US))
+    return delta, snapshot
 
 
 def ids_of(version: Version, shard: str) -> list[int]:
@@ -325,17 +330,23 @@ def test_the_popularity_it_is_compared_with_follows_the_stream(
 # Publishing
 
 
-def test_the_first_version_is_a_snapshot_then_come_deltas_until_the_next(
+def test_all_versions_but_the_first_are_deltas_and_some_are_snapshots_too(
     stream: list[Record], small: TrainerConfig
 ) -> None:
     trainer = Trainer(small, "here")
-    infos = [publish(trainer, 0).info]
+    infos = [version.info for version in trainer.on_time(0)]
     for number, record in enumerate(stream[:12], start=1):
         trainer.on_batch([record])
-        infos.append(publish(trainer, number).info)
-    assert [info.number for info in infos] == list(range(13))
-    assert [info.base for info in infos] == [None, 0, 1, 2, 3, None, 5, 6, 7, 8, None, 10, 11]
-    assert [info.step for info in infos] == list(range(13))
+        infos += [version.info for version in trainer.on_time(number * SECOND_US)]
+    deltas = [info for info in infos if info.base is not None]
+    assert [(info.number, info.base) for info in deltas] == [(n + 1, n) for n in range(12)]
+    snapshots = [info for info in infos if info.base is None]
+    assert [info.artefact for info in snapshots] == [
+        f"two_tower/here/{entry}" for entry in ("0", "5.whole", "10.whole")
+    ]
+    assert [info.number for info in infos] == sorted([*range(13), 5, 10])
+    assert [replace(info, base=4) for info in infos if info.number == 5] == [deltas[4]] * 2
+    assert [info.step for info in infos] == [info.number for info in infos]
     assert {(info.lineage, info.model) for info in infos} == {("here", "two_tower")}
     assert all(info.options == small.options for info in infos)
 
@@ -385,17 +396,23 @@ def test_a_snapshot_and_its_deltas_give_exactly_the_trainers_own_numbers(
         assert_has_all_of(follower, trainer)
 
 
-def test_a_later_snapshot_holds_everything_by_itself(
+def test_a_later_snapshot_holds_everything_by_itself_and_the_delta_beside_it_leads_there_too(
     stream: list[Record], small: TrainerConfig
 ) -> None:
-    trainer = Trainer(replace(small, snapshot_every=len(stream)), "a")
+    table = {**small.options["table"], "max_rows": 60}
+    config = replace(small, options={**small.options, "table": table}, snapshot_every=len(stream))
+    trainer, ahead, starting = Trainer(config, "a"), Follower(), Follower()
     for number, record in enumerate(stream):
-        publish(trainer, number)
+        ahead.apply(publish(trainer, number))
         trainer.on_batch([record])
-    version, follower = publish(trainer, len(stream)), Follower()
-    assert version.info.base is None
-    follower.apply(version)
-    assert_has_all_of(follower, trainer)
+    delta, snapshot = publish_whole(trainer, len(stream))
+    assert (delta.info.base, snapshot.info.base) == (len(stream) - 1, None)
+    assert not any(name.endswith(GONE) for name in snapshot.shards)
+    assert trainer.metrics["item_rows_evicted"] > 0
+    ahead.apply(delta)
+    starting.apply(snapshot)
+    for follower in (ahead, starting):
+        assert_has_all_of(follower, trainer)
 
 
 def test_a_version_does_not_change_after_it_was_handed_out(
