@@ -160,6 +160,8 @@ def slices(events: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
 class FeatureRows:
     """A feature store in a dict."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
 

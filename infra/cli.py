@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,11 @@ from infra import (
 from infra.home import Learning
 from infra.log_option import HomeOption, LogOption
 from streaming.errors import HeadraceError
+
+# Before anything imports NumPy or torch: the processes share the cores, and threads that wait for
+# the next product of matrices spin.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ POPULAR, HOT, INTERESTS, NEW, CONTENT = "popular", "hot", "interests", "new", "c
 SEARCH = "search"
 NOBODY = "nobody"  # where no source proposes an item that is to be ranked
 MODEL, FIRST = "model", "first"  # opinions: the sources have the model's own name
-_LONG_KNOWN = 10  # times the trust: what is expected of anybody is 1% then
+_LONG_KNOWN = 5  # times the trust: what is expected of anybody is 4% then, and not asked for
 _REMEMBERED = 1_000  # kinds of people, or of likings
 
 
@@ -89,6 +88,7 @@ class Visit:
     temperature: float
     allowed: Subset | None = None
     words: str | None = None
+    _asked: list[tuple[Asked, Asked]] = field(default_factory=list)
 
     @property
     def user(self) -> int:
@@ -98,11 +98,17 @@ class Visit:
     def known_actions(self) -> int:
         return len(self.users.history.values)
 
-    @cached_property
+    @property
     def asked(self) -> tuple[Asked, Asked]:
         """What the version makes of the user, and what it expects of him as if he had done nothing
-        yet; there must be one. Both at once: that takes hardly longer than one.
+        yet; there must be one. Both at once, for that takes hardly longer than one; and only once.
         """
+        # No `cached_property`: up to Python 3.11 the visits of all threads wait for its one lock.
+        if not self._asked:
+            self._asked.append(self._ask())
+        return self._asked[0]
+
+    def _ask(self) -> tuple[Asked, Asked]:
         if self.served is None:
             raise RuntimeError("there is no version yet that could be asked")
         user = self.users

@@ -32,7 +32,13 @@ _FILLERS = 1_000  # items that fill an answer, at most
 
 
 class OnlineFeatures(Protocol):
-    """Reads the newest features of entities; the defaults of the view for an unknown one."""
+    """Reads the newest features of entities; the defaults of the view for an unknown one.
+
+    `is_local` if it is in memory or in a file of this machine: then nobody is waited for.
+    """
+
+    @property
+    def is_local(self) -> bool: ...
 
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]: ...
 
@@ -41,15 +47,14 @@ class OnlineFeatures(Protocol):
 class RecommendConfig(PipelineConfig):
     """How answers are made, and within which time.
 
-    A whole answer is to be made `within_ms`; the feature store has `features_within_ms` of it to
-    tell of the user, and `statistics_within_ms` of the items that are shown. Items whose attribute
-    `available` is false are never shown. `scenarios` and the arms of `experiments` say which
+    A whole answer is to be made `within_ms`; a feature store that is not local has
+    `features_within_ms` of it for each question. Items whose attribute `available` is false are
+    never shown. `scenarios` and the arms of `experiments` say which
     settings of the pipeline are others there.
     """
 
     within_ms: PositiveFloat = 500.0
     features_within_ms: PositiveFloat = 200.0
-    statistics_within_ms: PositiveFloat = 100.0
     available: str = "available"
     parts: PartsConfig = field(default_factory=PartsConfig)
     scenarios: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -209,9 +214,17 @@ class Recommender:
 
     def _read(self, user: int, work: Work) -> Mapping[str, Any]:
         """What the store has of a user; nothing, if it does not say so in time."""
-        within_s = self._config.features_within_ms / 1e3
-        read = work.apart("features", self._features.read, USER_HISTORY, [user], within_s=within_s)
+        read = self._ask_store("features", USER_HISTORY, [user], work)
         return dict(USER_HISTORY.defaults) if read is None else read[0]
+
+    def _ask_store(
+        self, part: str, view: View, keys: Sequence[int], work: Work
+    ) -> list[dict[str, Any]] | None:
+        """Rows of the store; None if it has not answered in time."""
+        if self._features.is_local:  # faster read than handed over
+            return work.do(part, self._features.read, view, keys)
+        within_s = self._config.features_within_ms / 1e3
+        return work.apart(part, self._features.read, view, keys, within_s=within_s)
 
     def _described(
         self,
@@ -238,9 +251,7 @@ class Recommender:
         """What is shown, each with what the store knows of it and why it stands where it stands."""
         items = [item for _, item, _, _ in shown]
         why = ordered.explanations(items)
-        within_s = self._config.statistics_within_ms / 1e3
-        read = work.apart("statistics", self._features.read, ITEM_STATISTICS, items,
-                          within_s=within_s) if items else []  # fmt: skip
+        read = self._ask_store("statistics", ITEM_STATISTICS, items, work) if items else []
         statistics = read or [ITEM_STATISTICS.defaults] * len(items)
         return [
             Recommendation(described, score, source, known, why.get(item))

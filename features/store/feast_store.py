@@ -201,6 +201,11 @@ class FeastStore:
         """How fresh what this process pushed was; `flush` leaves it for other processes."""
         return self._freshness
 
+    @property
+    def is_local(self) -> bool:
+        """Whether what is online is in a file of this machine."""
+        return self._config.online == EMBEDDED
+
     def read(
         self, view: View, keys: Sequence[int], now: datetime | None = None
     ) -> list[dict[str, Any]]:

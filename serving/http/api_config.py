@@ -31,7 +31,7 @@ class GateConfig:
     any other is told at once to come again.
     """
 
-    concurrent: PositiveInt = 4
+    concurrent: PositiveInt = 2
     waiting: NonNegativeInt = 16
     wait_s: PositiveFloat = 0.25
 

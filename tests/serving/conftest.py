@@ -162,6 +162,8 @@ class MemoryFeatures:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
+    is_local = True
+
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]:
         return [{**view.defaults, **self._rows.get((view.name, key), {})} for key in keys]
 
@@ -214,7 +216,6 @@ def patient() -> Callable[..., RecommendConfig]:
         return RecommendConfig(
             within_ms=hour_ms,
             features_within_ms=hour_ms,
-            statistics_within_ms=hour_ms,
             source_within_ms=hour_ms,
             ranker_within_ms=hour_ms,
             **changes,

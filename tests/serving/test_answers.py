@@ -58,12 +58,16 @@ def make(
 class Broken:
     """A store that is away."""
 
+    is_local = False
+
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]:
         raise ConnectionError("nobody listens there")
 
 
 class Hanging:
     """A store that answers when it is released."""
+
+    is_local = False
 
     def __init__(self, store: OnlineFeatures) -> None:
         self.store = store
@@ -91,7 +95,7 @@ def test_a_store_that_hangs_costs_its_deadline_and_no_more(
     replica: Replica, catalog: Catalog, online_features: OnlineFeatures, patient: Patient
 ) -> None:
     store = Hanging(online_features)
-    config = replace(patient(), features_within_ms=20.0, statistics_within_ms=20.0)
+    config = replace(patient(), features_within_ms=20.0)
     recommender = Recommender(replica, catalog, store, config)
     try:
         answer = recommender.recommend(Wanted("u", 5, explain=True))

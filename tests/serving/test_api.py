@@ -660,6 +660,8 @@ def fuzzed(
     """A stage that keeps what the examples before have put into it."""
 
     class Nobody:
+        is_local = True
+
         def read(self, view: Any, keys: Sequence[int]) -> list[dict[str, Any]]:
             return [view.defaults for _ in keys]
 

@@ -42,6 +42,8 @@ TIMES = st.datetimes(datetime(1970, 1, 2), datetime(2020, 1, 1)).map(
 class NoFeatures:
     """Knows nobody."""
 
+    is_local = True
+
     def read(self, view: Any, keys: Any) -> list[dict[str, Any]]:
         return [view.defaults for _ in keys]
 

@@ -44,11 +44,16 @@ class Store(Protocol):
 
     def push(self, pushes: Sequence[Push]) -> object: ...
 
+    @property
+    def is_local(self) -> bool: ...
+
     def read(self, view: View, keys: Sequence[int]) -> list[dict[str, Any]]: ...
 
 
 class DictStore:
     """A store that can be made to tell something else than what was pushed."""
+
+    is_local = True
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
