@@ -59,7 +59,7 @@ def _click_through_a_replay(events_per_s: float, changed: list[float], learnt: l
 
 def time_click(running: Service, user: str, item: str) -> tuple[float, float]:
     """Milliseconds from posting a rating to the changed answer, and to the learnt one."""
-    path = f"/v1/recommend?user_id={user}&k=10"
+    path = f"/v1/recommend?user_id={user}&k=10&shown=false"
     before = [i["item_id"] for i in running.get(path)["items"]]
     begun = time.perf_counter()
     status, answer = running.post_events(

@@ -96,7 +96,7 @@ def _time_probe(replicas: Sequence[Service], user: str, rows: int) -> tuple[floa
     """Milliseconds from posting an action until all answers have changed, and are of a model that
     has learnt it.
     """
-    path = f"/v1/recommend?user_id={user}&k=10"
+    path = f"/v1/recommend?user_id={user}&k=10&shown=false"
     item = replicas[0].get(path)["items"][0]["item_id"]
     begun = time.perf_counter()
     status, answer = replicas[-1].post_events(
@@ -155,7 +155,7 @@ def _hops(learner: Service) -> dict[str, float]:
 def _differ(one: Service, other: Service) -> bool:
     """Whether two replicas answer differently when nothing is on its way any more."""
     one.wait_for(one.caught_up)
-    path = "/v1/recommend?user_id=probe-0&k=10"
+    path = "/v1/recommend?user_id=probe-0&k=10&shown=false"
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         first, second = one.get(path), other.get(path)

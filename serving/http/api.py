@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -124,8 +125,8 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
     recommender, catalog = service.recommender, service.catalog
 
     def told(answer: Answer, write: Write, wanted: Wanted | None = None) -> Response:
-        for one in answer.items:
-            service.metrics.answers.labels(one.source).inc()
+        for source, count in Counter(one.source for one in answer.items).items():
+            service.metrics.answers.labels(source).inc(count)
         logged = wanted is not None and wanted.shown and service.answered(answer)
         explain = wanted is not None and wanted.explain
         body = write(answer, explain=explain, logged=logged)

@@ -69,7 +69,7 @@ def test_there_is_a_learner_and_there_are_replicas() -> None:
 
 
 def test_every_probe_asks_a_route_of_the_app_at_the_port_where_it_listens() -> None:
-    source = (ROOT / "serving" / "api.py").read_text()
+    source = (ROOT / "serving" / "http" / "api.py").read_text()
     assert set(re.findall(r'@app\.get\(\s*"(/\w+z)"', source)) == ROUTES
     probed = 0
     for _, spec in pods():

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -375,17 +375,30 @@ def test_visitors_of_a_real_service_leave_their_events_in_its_log(running: Servi
     assert "errors" not in figures, crowd.report.last_error
     assert figures.get("events_refused", 0) == 0
     home = next(p for p in running.output.parent.iterdir() if (p / "log.db").exists())
-    log = open_log(f"file://{home / 'log.db'}")
-    try:
-        records = list(read_all(log))
-    finally:
-        log.close()
-    decoded = decode_events(records, EventRules()).events.to_pylist()
-    mine = [e for e in decoded if (e["user_id"] or "").startswith("u") and e["request_id"]]
-    shown = [e for e in mine if e["kind"] == "impression"]
-    assert len(shown) == figures["impressions"]
-    assert len(mine) == figures["events"]
+    mine: list[dict[str, Any]] = []
+    with closing(open_log(f"file://{home / 'log.db'}")) as log:
+        # The service logs impressions itself, a little after its answers.
+
+        def all_there() -> bool:
+            mine.extend(of_visitors(log, len(mine)))
+            return shown_in(mine) >= figures["impressions"]
+
+        running.wait_for(all_there)
+    assert shown_in(mine) == figures["impressions"]
+    assert len(mine) == figures["events"] + figures["impressions"]
+    assert len({e["event_id"] for e in mine}) == len(mine)
     assert all(e["position"] is not None and e["scenario"] for e in mine)
+
+
+def of_visitors(log: Any, known: int) -> list[dict[str, Any]]:
+    """What visitors did, in the order of the log, from a number on."""
+    decoded = decode_events(list(read_all(log)), EventRules()).events.to_pylist()
+    mine = [e for e in decoded if (e["user_id"] or "").startswith("u") and e["request_id"]]
+    return mine[known:]
+
+
+def shown_in(events: list[dict[str, Any]]) -> int:
+    return sum(e["kind"] == "impression" for e in events)
 
 
 def read_all(log: Any) -> Iterator[Any]:

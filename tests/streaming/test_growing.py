@@ -127,6 +127,7 @@ def test_a_large_array_consists_of_whole_huge_pages_so_that_it_can_lie_in_them()
 
 
 def test_a_file_has_no_name_and_leaves_when_its_array_does(tmp_path: Path) -> None:
+    gc.collect()  # what other tests have left to the collector
     opened = os.listdir("/proc/self/fd")  # noqa: PTH208
     array = GrowingArray(np.int64, (), tmp_path / "new" / "rows")
     array.reserve(100_000)
