@@ -26,7 +26,7 @@ PROMISES = {
     "changed_ms_p50": (0.0, 300.0),
     "changed_ms_p99": (0.0, 1_000.0),
     "apart": (0.0, 0.0),
-    "replayed_per_s": (1_900.0, 2_100.0),  # or it was measured beside less than was promised
+    "replayed_per_s": (1_900.0, float("inf")),  # or it was measured beside less than promised
 }
 _GIVE_UP_MS = 30_000
 _RECIPE = {"replay.events_per_s": 2_000.0}
