@@ -85,11 +85,17 @@ def test_ten_kills_at_random_moments_change_no_bit(
     template: Home, undisturbed: tuple[Home, float], tmp_path: Path
 ) -> None:
     whole, seconds = undisturbed
-    kills = continued = 0
-    for ended in rounds(template, tmp_path, KILLS, seconds):
-        assert fingerprint(newest(ended.home)) == fingerprint(newest(whole))
-        kills, continued = kills + ended.kills, continued + ended.continued
-    assert kills == KILLS
+    continued = 0
+    # How far a process has come after so many seconds is the machine's affair: should none have
+    # begun a chain of cuts when it was killed, they are killed once more, sooner or later.
+    for attempt in range(3):
+        kills = 0
+        for ended in rounds(template, tmp_path / str(attempt), KILLS, seconds * 0.7**attempt):
+            assert fingerprint(newest(ended.home)) == fingerprint(newest(whole))
+            kills, continued = kills + ended.kills, continued + ended.continued
+        assert kills == KILLS
+        if continued:
+            break
     assert continued > 0, "no kill left a chain of cuts: what this is about was not tried"
 
 
