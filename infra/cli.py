@@ -26,6 +26,7 @@ from infra import (
 )
 from infra.home import Learning
 from infra.log_option import HomeOption, LogOption
+from infra.serve_command import HostOption, PortOption
 from streaming.errors import HeadraceError
 
 # Before anything imports NumPy or torch: the processes share the cores, and threads that wait for
@@ -63,17 +64,8 @@ def run(  # noqa: PLR0913 - the options of a command line
     recipe: Annotated[
         str, typer.Argument(help="A recipe: the name of a shipped one, or a .toml file.")
     ] = "movielens",
-    port: Annotated[
-        int, typer.Option(envvar="HEADRACE_PORT", min=1, max=65535, help="Where to answer.")
-    ] = 8000,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            envvar="HEADRACE_HOST",
-            help="The address to answer at; 0.0.0.0 opens the service to the network.",
-            show_default="the recipe's, 127.0.0.1",
-        ),
-    ] = None,
+    port: PortOption = 8000,
+    host: HostOption = None,
     learning: Annotated[
         Learning | None,
         typer.Option(

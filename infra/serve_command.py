@@ -11,22 +11,25 @@ from rich.console import Console
 
 from infra.log_option import HomeOption, LogOption
 
+PortOption = Annotated[
+    int, typer.Option(envvar="HEADRACE_PORT", min=1, max=65535, help="Where to answer.")
+]
+HostOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HEADRACE_HOST",
+        help="The address to answer at; 0.0.0.0 opens the service to the network.",
+        show_default="the recipe's, 127.0.0.1",
+    ),
+]
+
 
 def serve(  # noqa: PLR0913 - the options of a command line
     recipe: Annotated[
         str, typer.Argument(help="The recipe of `headrace run`: a shipped one, or a .toml file.")
     ] = "movielens",
-    port: Annotated[
-        int, typer.Option(envvar="HEADRACE_PORT", min=1, max=65535, help="Where to answer.")
-    ] = 8001,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            envvar="HEADRACE_HOST",
-            help="The address to answer at; 0.0.0.0 opens the service to the network.",
-            show_default="the recipe's, 127.0.0.1",
-        ),
-    ] = None,
+    port: PortOption = 8001,
+    host: HostOption = None,
     home: HomeOption = None,
     log: LogOption = None,
     drain_s: Annotated[

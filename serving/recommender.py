@@ -110,7 +110,7 @@ class Recommender:
             BadQuestion: items have no field of that name.
         """
         allowed = self._filters.allowed(wanted.filters)
-        return self._answer(wanted, allowed, seen=wanted.seen)
+        return self._answer(wanted, allowed)
 
     def rank(self, wanted: Wanted, item_ids: Sequence[str]) -> Answer:
         """These items, best first by their scores alone; those that nobody knows are `unknown`.
@@ -121,8 +121,8 @@ class Recommender:
         known = {item: name for item, name in ids.items() if self._catalog.get(item) is not None}
         unknown = [name for item, name in ids.items() if item not in known]
         listed = Subset.of(np.array(list(known), np.int64))
-        asked = replace(wanted, count=len(known))
-        return self._answer(asked, listed, seen=True, in_order=list(known), unknown=unknown)
+        asked = replace(wanted, count=len(known), seen=True, filters={})
+        return self._answer(asked, listed, in_order=list(known), unknown=unknown)
 
     def similar(self, item_id: str, count: int) -> Answer:
         """The items nearest to an item in the model's space, or by what is said of it while nobody
@@ -168,7 +168,6 @@ class Recommender:
         wanted: Wanted,
         allowed: Subset | None,
         *,
-        seen: bool,
         in_order: Sequence[int] | None = None,
         unknown: Sequence[str] = (),
     ) -> Answer:
@@ -180,7 +179,7 @@ class Recommender:
         users = known_user(user, read)
         history = users.history.values
         excluded = stable_ids(wanted.excluded)
-        hidden = excluded if seen else np.concatenate([history, excluded])
+        hidden = excluded if wanted.seen else np.concatenate([history, excluded])
         pipeline = self._pipeline(wanted.scenario, arms)
         with work.holding(self._replica.reading()) as served:
             visit = Visit(
@@ -193,8 +192,7 @@ class Recommender:
             self._fillers(allowed) if in_order is None else ((i, 0.0, NOBODY) for i in in_order)
         )
         listed = chain(ordered.found(), fillers)
-        filters = wanted.filters if in_order is None else {}
-        shown = list(self._described(listed, wanted.count, set(hidden.tolist()), filters))
+        shown = list(self._described(listed, wanted.count, set(hidden.tolist()), wanted.filters))
         items = self._explained(shown, ordered, work) if wanted.explain else _plain(shown)
         return Answer(
             request_id=uuid.uuid4().hex,
