@@ -162,12 +162,12 @@ class Attributes:
 
     def get(self, entity: int) -> tuple[str, dict[str, Any]] | None:
         """The string of a stable id and its attributes, None for who was never heard of."""
-        with self._lock:
-            row = int(self._rows.find(np.array([entity], np.int64))[0])
-            if row == EMPTY:
-                return None
-            name, text = self._names[row], self._texts[row]
-        return name, msgspec.json.decode(text or _NO_TEXT)
+        return self.get_each(np.array([entity], np.int64))[0]
+
+    def get_each(self, entities: Ids) -> list[tuple[str, dict[str, Any]] | None]:
+        """The string and the attributes of each stable id, None for who was never heard of."""
+        names, described = self._described(entities)
+        return [None if n is None else (n, d) for n, d in zip(names, described, strict=True)]
 
     def names(self, entities: Ids) -> list[str | None]:
         """The string of each stable id."""
@@ -237,10 +237,7 @@ class Attributes:
 
     def texts(self, field: str, entities: Ids) -> list[str]:
         """What this field of each entity says, of several values all, with blanks between."""
-        with self._lock:
-            rows = self._rows.find(entities)
-            found = [None if row == EMPTY else self._texts[row] for row in rows.tolist()]
-        described = msgspec.json.decode(f"[{','.join(text or _NO_TEXT for text in found)}]")
+        _, described = self._described(entities)
         return [_as_text(one.get(field)) for one in described]
 
     def words(self, field: str, entities: Ids) -> Jagged:
@@ -250,6 +247,14 @@ class Attributes:
     def ngrams(self, field: str, entities: Ids, size: int = 3, buckets: int = 1 << 18) -> Jagged:
         """The hashed runs of `size` characters in a field of each entity, see `hashed_ngrams`."""
         return hashed_ngrams(self.texts(field, entities), size, buckets)
+
+    def _described(self, entities: Ids) -> tuple[list[str | None], list[dict[str, Any]]]:
+        """The string of each stable id, and its attributes; none of who was never heard of."""
+        with self._lock:
+            rows = self._rows.find(entities).tolist()
+            names = [None if row == EMPTY else self._names[row] for row in rows]
+            texts = [None if row == EMPTY else self._texts[row] for row in rows]
+        return names, msgspec.json.decode(f"[{','.join(text or _NO_TEXT for text in texts)}]")
 
     def _take(self, entities: Ids) -> tuple[Ids, Ids]:
         """The cells of each entity, none of one that is not known."""

@@ -30,6 +30,7 @@ from features.catalog import Catalog
 from features.content import evidence, handed_over, mean_vectors
 from features.newcomers import Young
 from features.popularity import HotLists, ListTrust, Shares
+from serving.candidate_kernels import pool
 from serving.index import Subset
 from serving.replica import Asked, ServedModel
 from streaming.kernels import EMPTY
@@ -41,6 +42,7 @@ SEARCH = "search"
 NOBODY = "nobody"  # where no source proposes an item that is to be ranked
 MODEL, FIRST = "model", "first"  # opinions: the sources have the model's own name
 _LONG_KNOWN = 5  # times the trust: what is expected of anybody is 4% then, and not asked for
+_NONE = np.empty(0, np.int64)
 _REMEMBERED = 1_000  # kinds of people, or of likings
 
 
@@ -189,9 +191,9 @@ class Candidates:
         )
 
 
-def pooled(proposals: Sequence[Proposals]) -> Candidates:
-    """Every proposed item, best first, with its pooled share. Of equal shares the smaller id comes
-    first.
+def pooled(proposals: Sequence[Proposals], hidden: Ids = _NONE) -> Candidates:
+    """Every proposed item that is not hidden, best first, with its pooled share. Of equal shares
+    the smaller id comes first.
 
     >>> model = Proposals("two_tower", np.array([7, 8]), np.array([0.5, 0.2]), "model", 3.0)
     >>> hot = Proposals("popular", np.array([8, 9]), np.array([0.8, 0.1]), "hot", 1.0)
@@ -205,16 +207,13 @@ def pooled(proposals: Sequence[Proposals]) -> Candidates:
     if not proposals:
         return Candidates(np.empty(0, np.int64), np.empty(0), names, np.empty((0, 0)))
     total = sum({one.opinion: one.weight for one in proposals}.values())
-    items, place = np.unique(np.concatenate([one.items for one in proposals]), return_inverse=True)
-    parts = np.zeros((len(proposals), len(items)))
-    start = 0
-    for part, one in zip(parts, proposals, strict=True):
-        end = start + len(one.items)
-        part[place[start:end]] = one.shares * (one.weight / total if total else 0.0)
-        start = end
-    shares = parts.sum(axis=0)
-    order = np.argsort(-shares, kind="stable")
-    return Candidates(items[order], shares[order], names, parts[:, order])
+    items, shares, parts = pool(
+        np.concatenate([one.items for one in proposals]),
+        np.concatenate([one.shares * (one.weight / total if total else 0.0) for one in proposals]),
+        np.array([len(one.items) for one in proposals]),
+        hidden,
+    )
+    return Candidates(items, shares, names, parts)
 
 
 Expected = tuple[str, Asked, float]  # an opinion of the model, what it says, its weight
@@ -362,7 +361,7 @@ class _Remembered:
 
 def _only(items: Ids, allowed: Subset | None) -> NDArray[np.bool_]:
     """Which of the items (n,) may be shown."""
-    return np.ones(len(items), np.bool_) if allowed is None else np.isin(items, allowed.ids)
+    return np.ones(len(items), np.bool_) if allowed is None else allowed.holds(items)
 
 
 class FromHot:

@@ -36,7 +36,7 @@ from streaming.id_map import IdMap
 _LIKELY_ERROR = 0.6  # two standard deviations of what rounding to bytes does to a score
 _TRAINED_ON = 32  # vectors for each centroid
 _WATCHED_EACH = 0.01  # one search is repeated whenever so large a share of the vectors is new
-BEST, _OTHERS = 1000, 4000  # items that tell the sum over all, where these are too many
+BEST, _OTHERS = 500, 1000  # items that tell the sum over all, where these are too many
 _KEPT_ROOM = 1 << 16  # candidates: memory of a search that had more is not kept
 _NONE = np.empty(0, np.int64)
 _ALL = np.empty(0, np.uint64)

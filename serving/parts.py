@@ -91,25 +91,21 @@ class Parts:
     def now(self) -> float:
         return self._clock()
 
-    def refusal(self, name: str, *, apart: bool) -> Outcome | None:
-        """Why a part is not to be asked now; None if it is, and then it is under way."""
+    def rests(self, name: str) -> bool:
+        """Whether a part is not to be asked now, because it was late or failed too often."""
+        record = self._records.get(name)
+        return record is not None and self._clock() < record.rests_until
+
+    def submit(self, name: str, call: Callable[[], T]) -> Future[T] | None:
+        """Sets a part going in a thread; None if earlier answers have all of its places."""
         with self._lock:
             record = self._records.setdefault(name, _Record())
-            if self._clock() < record.rests_until:
-                return Outcome.RESTING
-            if apart and record.under_way >= self._config.at_once:
-                return Outcome.BUSY
+            if record.under_way >= self._config.at_once:
+                return None
             record.under_way += 1
-            return None
-
-    def submit(self, name: str, call: Callable[[], T]) -> Future[T]:
         future = self._pool.submit(call)
-        future.add_done_callback(lambda _: self.left(name))
+        future.add_done_callback(lambda _: self._left(record))
         return future
-
-    def left(self, name: str) -> None:
-        with self._lock:
-            self._records[name].under_way -= 1
 
     def note(self, name: str, outcome: Outcome, seconds: float, why: str = "") -> None:
         """Takes down what became of a part, and lets it rest if that was too much."""
@@ -117,8 +113,11 @@ class Parts:
         if outcome not in (Outcome.DONE, Outcome.LATE, Outcome.FAILED):
             return
         config = self._config
+        record = self._records.get(name)
+        if outcome is Outcome.DONE and (record is None or not record.failures):
+            return  # as nearly always, and without waiting for anybody
         with self._lock:
-            record = self._records[name]
+            record = self._records.setdefault(name, _Record())
             if outcome is Outcome.DONE:
                 record.failures, record.rest_s = 0, 0.0
                 return
@@ -136,6 +135,10 @@ class Parts:
             why or "too slow",
             rest_s,
         )
+
+    def _left(self, record: _Record) -> None:
+        with self._lock:
+            record.under_way -= 1
 
 
 @dataclass(slots=True)
@@ -181,17 +184,17 @@ class Work:
     def do(self, name: str, call: Callable[..., T], *args: Any) -> T | None:
         """What a part that only computes makes of it; None without it."""
         begun = self.parts.now()
-        refused = Outcome.SKIPPED if begun >= self.due else self.parts.refusal(name, apart=False)
-        if refused is not None:
-            self._without(name, refused, begun)
+        if begun >= self.due:
+            self._without(name, Outcome.SKIPPED, begun)
+            return None
+        if self.parts.rests(name):
+            self._without(name, Outcome.RESTING, begun)
             return None
         try:
             made = call(*args)
         except Exception as error:  # noqa: BLE001 - a part may be anybody's; the answer goes on
             self._without(name, Outcome.FAILED, begun, repr(error))
             return None
-        finally:
-            self.parts.left(name)
         self._done(name, begun)
         return made
 
@@ -199,12 +202,17 @@ class Work:
         """Sets a part going that may wait for others; `get` has what became of it."""
         begun = self.parts.now()
         due = min(self.due, begun + within_s)
-        refused = Outcome.SKIPPED if begun >= due else self.parts.refusal(name, apart=True)
-        if refused is not None:
-            self._without(name, refused, begun)
-            return _Started(name, begun, due, None)
-        future = self.parts.submit(name, lambda: call(*args))
-        self._futures.append(future)
+        future = None
+        if begun >= due:
+            self._without(name, Outcome.SKIPPED, begun)
+        elif self.parts.rests(name):
+            self._without(name, Outcome.RESTING, begun)
+        else:
+            future = self.parts.submit(name, lambda: call(*args))
+            if future is None:
+                self._without(name, Outcome.BUSY, begun)
+            else:
+                self._futures.append(future)
         return _Started(name, begun, due, future)
 
     def get(self, started: _Started[T]) -> T | None:

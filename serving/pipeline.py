@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -133,11 +134,10 @@ class Pipeline:
         ]
         proposed = [work.do(name, source, visit) for name, source in self._own.items()]
         proposed += [work.get(one) for one in started]
-        found = pooled([one for one in proposed if one is not None])
-        shown = ~np.isin(found.items, visit.hidden)
+        found = pooled([one for one in proposed if one is not None], visit.hidden)
         if visit.allowed is not None:
-            shown &= np.isin(found.items, visit.allowed.ids)
-        return found.where(shown)
+            found = found.where(visit.allowed.holds(found.items))
+        return found
 
     def order(
         self, visit: Visit, candidates: Candidates, work: Work, *, ruled: bool = True
@@ -145,7 +145,9 @@ class Pipeline:
         """Scores the candidates, and lets the rules have their say."""
         tasks = self._tasks(visit, candidates, work)
         scores = fused(tasks, self._config.fusion)
-        ordered = Ordered(candidates, scores, tasks).take(np.argsort(-scores, kind="stable"))
+        ordered = Ordered(candidates, scores, tasks)
+        if (scores[1:] > scores[:-1]).any():  # shares alone are in order
+            ordered = ordered.take(np.argsort(-scores, kind="stable"))
         for name, rule in self._rules.items() if ruled else ():
             slate = self._slate(visit, ordered)
             places = work.do(name, rule, slate, visit.count)
@@ -193,12 +195,9 @@ def fused(tasks: Mapping[str, Floats], config: FusionConfig) -> Floats:
     weighed = [(tasks[name], weight) for name, weight in config.weights.items() if name in tasks]
     if not weighed:
         return tasks[SHARE]
-    score: Floats
     if config.how == "sum":
-        score = np.sum([weight * task for task, weight in weighed], axis=0)
-    else:
-        score = np.prod([task**weight for task, weight in weighed], axis=0)
-    return score
+        return reduce(np.add, [weight * task for task, weight in weighed])
+    return reduce(np.multiply, [task**weight for task, weight in weighed])
 
 
 def _unit_vectors(visit: Visit, items: Ids) -> NDArray[np.float32]:

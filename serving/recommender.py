@@ -6,7 +6,7 @@ import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,6 +99,11 @@ class Recommender:
         self._parts = Parts(self._config.parts, told)
         self._pipelines: dict[tuple[str | None, tuple[tuple[str, str], ...]], Pipeline] = {}
         self._check_changes()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a part of an answer waits for something outside of this process."""
+        return bool(self._ranker or self._sources or not self._features.is_local)
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -232,16 +237,13 @@ class Recommender:
         filters: Mapping[str, Sequence[str]],
     ) -> Iterator[tuple[CatalogItem, int, float, str]]:
         """Of what is listed the first items that can be shown, with what is known of them now."""
-        shown: set[int] = set()
-        for item, score, source in listed:
-            if len(shown) == count:
-                return
-            if item in hidden or item in shown:
-                continue
-            described = self._catalog.get(item)
-            if described is not None and self._filters.passes(filters, described.described):
-                shown.add(item)
-                yield described, item, score, source
+        left, looked_at = iter(listed), set(hidden)
+        while count and (some := list(islice(_others(left, looked_at), count))):
+            items = self._catalog.get_each([item for item, _, _ in some])
+            for described, (item, score, source) in zip(items, some, strict=True):
+                if described is not None and self._filters.passes(filters, described.described):
+                    count -= 1
+                    yield described, item, score, source
 
     def _explained(
         self, shown: Sequence[tuple[CatalogItem, int, float, str]], ordered: Ordered, work: Work
@@ -260,7 +262,7 @@ class Recommender:
         """What stands in places for which nobody proposes anything."""
         popular = np.array(self._catalog.popular(_FILLERS), np.int64)
         if allowed is not None:
-            fit = popular[np.isin(popular, allowed.ids)]
+            fit = popular[allowed.holds(popular)]
             popular = np.concatenate([fit, allowed.ids[:_FILLERS]])
         for item in popular.tolist():
             yield item, 0.0, POPULAR
@@ -317,6 +319,14 @@ class Recommender:
         for name, experiment in self._config.experiments.items():
             for arm in experiment.arms:
                 self._pipeline_config(None, {name: arm})
+
+
+def _others(listed: Iterator[Found], looked_at: set[int]) -> Iterator[Found]:
+    """What is listed, each item once and none that was looked at; then it is."""
+    for found in listed:
+        if found[0] not in looked_at:
+            looked_at.add(found[0])
+            yield found
 
 
 def _plain(shown: Iterable[tuple[CatalogItem, int, float, str]]) -> list[Recommendation]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.batch import Ids, Jagged, Users
+from serving.candidate_kernels import places_shown
 from serving.index import BEST, IndexConfig, ItemIndex, Subset
 from serving.inverted_lists import ListTraining
 from streaming.cuts import GONE
@@ -105,7 +106,7 @@ class Asked:
         if not self._top:
             self._top.append(self._index.search(self.queries, BEST, _NONE))
         items, scores = self._top[0]
-        shown = np.flatnonzero(~np.isin(items, hidden))[:count]
+        shown = places_shown(items, hidden, count)
         return items[shown], scores[shown]
 
 

@@ -19,7 +19,7 @@ ADAPTERS = {
     "fastapi": ("serving.http.api",),
     "feast": ("features.store",),
     "kafka": ("streaming.kafka_client",),
-    "prometheus_client": ("serving.metrics",),
+    "prometheus_client": ("serving.metrics", "features.store"),  # there to keep Feast off it
     "ray": ("infra.workers", "infra.ray_serve"),
     "redis": ("features.store",),
     "sqlite3": ("streaming.file_log", "features.store"),  # two files, each with rules of its own

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from features.store import own_figures  # first, and before anything imports Feast
 from features.store.feast_store import FeastStore
 from features.store.parts import PartsOfflineStore, PartsOfflineStoreConfig
 
 __all__ = ["FeastStore", "PartsOfflineStore", "PartsOfflineStoreConfig"]
+own_figures.restore()

@@ -129,12 +129,12 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
         Raises:
             FeatureError: there is no such file or table, or it cannot be used.
         """
-        path = Path(config.online_store.path)
+        path = config.online_store.path
         try:
             connection = getattr(self._of_thread, "connection", None)
             if connection is None:
-                mode = "rwc" if make else "rw"
-                connection = sqlite3.connect(f"{path.as_uri()}?mode={mode}", WAIT_S, uri=True)
+                url = f"{Path(path).as_uri()}?mode={'rwc' if make else 'rw'}"
+                connection = sqlite3.connect(url, WAIT_S, uri=True)
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
                 self._of_thread.connection = connection

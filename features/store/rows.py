@@ -99,13 +99,19 @@ def _values(column: pa.ChunkedArray, kind: pa.DataType) -> list[Value]:
 
 def from_row(view: View, names: Sequence[str], found: Mapping[str, Value] | None) -> dict[str, Any]:
     """Features by name; the default of each that is not there."""
-    defaults = view.defaults
-    return {name: _plain((found or {}).get(name), defaults[name]) for name in names}
+    known = _known(found) if found else {}
+    if len(known) < len(names):
+        defaults = view.defaults
+        return {name: known.get(name, defaults[name]) for name in names}
+    return {name: known[name] for name in names}
 
 
-def _plain(value: Value | None, default: Any) -> Any:
-    field = None if value is None else value.WhichOneof("val")
-    if field is None:
-        return default
-    found = getattr(value, field)
-    return list(found.val) if field.endswith("_list_val") else found
+def _known(found: Mapping[str, Value]) -> dict[str, Any]:
+    """What is there in plain Python."""
+    known = {}
+    for name, value in found.items():
+        field = value.WhichOneof("val")
+        if field is not None:
+            one = getattr(value, field)
+            known[name] = list(one.val) if field.endswith("_list_val") else one
+    return known

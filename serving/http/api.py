@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -25,11 +24,11 @@ from features.catalog import Catalog
 from serving.answers import Answer, BadQuestion, Wanted
 from serving.http.answer_json import answer_json, encoded, item_fields, ranked_json, user_json
 from serving.http.api_config import ApiConfig, ApiKey, GateConfig
-from serving.http.bodies import Unpacker, chunks, is_packed, parsed, read_body
+from serving.http.bodies import Unpacker, chunks, is_packed, parsed, parsed_query, read_body
 from serving.http.gate import Gate
 from serving.http.guard import Guard, Observed
 from serving.http.ingestion import Desk, LineTaker, take_list
-from serving.http.openapi import described, errors, events_body, question_body
+from serving.http.openapi import described, errors, events_body, question_body, question_query
 from serving.http.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit, retry_after
 from serving.http.schemas import (
     Alive,
@@ -43,9 +42,9 @@ from serving.http.schemas import (
     RankQuestion,
     Ready,
     RecommendAnswer,
+    RecommendQuery,
     RecommendQuestion,
     UserAnswer,
-    Words,
 )
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
@@ -125,8 +124,8 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
     recommender, catalog = service.recommender, service.catalog
 
     def told(answer: Answer, write: Write, wanted: Wanted | None = None) -> Response:
-        for source, count in Counter(one.source for one in answer.items).items():
-            service.metrics.answers.labels(source).inc(count)
+        for one in answer.items:
+            service.metrics.proposed(one.source)
         logged = wanted is not None and wanted.shown and service.answered(answer)
         explain = wanted is not None and wanted.explain
         body = write(answer, explain=explain, logged=logged)
@@ -137,34 +136,22 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
 
     @app.get(
         "/v1/recommend", response_model=RecommendAnswer, responses=errors(422, 429, 503),
-        operation_id="recommend",
+        operation_id="recommend", openapi_extra=question_query(RecommendQuery),
     )  # fmt: skip
-    async def recommend(  # noqa: PLR0913 - the parameters of a query
-        user_id: Annotated[Id, Query(description="The user's id.")],
-        k: Annotated[Count, Query(description="How many items at most.")] = 10,
-        scenario: Annotated[Id | None, Query(description="Where they will be shown.")] = None,
-        query: Annotated[Words | None, Query(description="What the user searches for.")] = None,
-        filter: Annotated[  # noqa: A002 - as it is called in the query
-            list[Annotated[str, Query(pattern=_FILTER, max_length=1_256)]],
-            Query(
-                description="`field:value`: an attribute that items must have. Of one field any of"
-                " its values will do.",
-                max_length=100,
-                examples=["genres:Drama"],
-            ),
-        ] = [],  # noqa: B006 - FastAPI makes a new one
-        explain: Annotated[bool, Query(description="Say why each item stands there.")] = False,
-        shown: Annotated[
-            bool, Query(description="Whether the user will see it: then it leaves impressions.")
-        ] = True,
-    ) -> Response:
+    async def recommend(request: Request) -> Response:
         """The items for a user now; recent popularity for one who is not known."""
+        asked = parsed_query(RecommendQuery, request.query_params)
         filters: dict[str, list[str]] = {}
-        for one in filter:
+        for one in asked.filter:
             field, _, value = one.partition(":")
             filters.setdefault(field, []).append(value)
-        wanted = Wanted(user_id, k, scenario, query, filters, explain=explain, shown=shown)
-        return await gate.run(lambda: recommended(wanted))
+        wanted = Wanted(
+            asked.user_id, asked.k, asked.scenario, asked.query, filters,
+            explain=asked.explain, shown=asked.shown,
+        )  # fmt: skip
+        # Titles and attributes are many: to look through them takes longer.
+        here = not (recommender.waits or asked.query or filters)
+        return await gate.run(lambda: recommended(wanted), here=here)
 
     @app.post(
         "/v1/recommend", response_model=RecommendAnswer, operation_id="recommend_in_context",
@@ -246,9 +233,6 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
             return _json(encoded({"items": [item_fields(item) for item in found]}))
 
         return await gate.run(work)
-
-
-_FILTER = "^[^:]{1,256}:"
 
 
 # -- events --------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Bodies of requests: unpacked, measured, parsed; never more than the limit is held."""
+"""What requests bring: bodies unpacked, measured, parsed, never more than the limit; queries."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from typing import TypeVar
+from typing import TypeVar, get_origin
 
 import pydantic
+from pydantic_core import ErrorDetails
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from serving.http.refusals import BadBody, BodyTooLarge, Invalid, Refusal, misfit
@@ -77,8 +79,29 @@ def parsed(model: type[M], body: bytes) -> M:
         first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         raise BadBody(f"the body is not JSON ({first['msg']}): see /openapi.json for what to send")
-    value = None if first["type"] == "missing" else first["input"]
-    raise Invalid(misfit(["body", *first["loc"]], value, first["msg"]))
+    raise _misfit("body", first)
+
+
+def parsed_query(model: type[M], query: QueryParams) -> M:
+    """A query as its model: of what is there several times all for a list, else the last.
+
+    Raises:
+        Invalid: a parameter is missing or does not fit.
+    """
+    values: dict[str, object] = dict(query)
+    for name, field in model.model_fields.items():
+        if name in values and get_origin(field.annotation) is list:
+            values[name] = query.getlist(name)
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    raise _misfit("query", first)
+
+
+def _misfit(where: str, error: ErrorDetails) -> Invalid:
+    value = None if error["type"] == "missing" else error["input"]
+    return Invalid(misfit([where, *error["loc"]], value, error["msg"]))
 
 
 class Unpacker:

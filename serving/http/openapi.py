@@ -61,6 +61,24 @@ def question_body(model: type[BaseModel]) -> Shape:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def question_query(model: type[BaseModel]) -> Shape:
+    """The query of a route that parses it itself."""
+    described = model.model_json_schema()
+    needed = described.get("required", ())
+    return {
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "required": name in needed,
+                "description": shape.pop("description"),
+                "schema": shape,
+            }
+            for name, shape in described["properties"].items()
+        ]
+    }
+
+
 def events_body(rules: EventRules) -> Shape:
     """What may be posted: one event, a list of them, or lines."""
     event = {"oneOf": [_event(rules, kind, needed) for kind, needed in rules.kinds.items()]}

@@ -35,6 +35,26 @@ class _Question(BaseModel):
     )
 
 
+class RecommendQuery(BaseModel):
+    """What one user asks for, in a query."""
+
+    user_id: Id = Field(description="The user's id.")
+    k: Count = Field(10, description="How many items at most.")
+    scenario: Id | None = Field(None, description="Where they will be shown.")
+    query: Words | None = Field(None, description="What the user searches for.")
+    filter: list[Annotated[str, Field(pattern="^[^:]{1,256}:", max_length=1_256)]] = Field(
+        default_factory=list,
+        description="`field:value`: an attribute that items must have. Of one field any of its"
+        " values will do.",
+        max_length=100,
+        examples=["genres:Drama"],
+    )
+    explain: bool = Field(False, description="Say why each item stands there.")
+    shown: bool = Field(
+        True, description="Whether the user will see it: then it leaves impressions."
+    )
+
+
 class RecommendQuestion(_Question):
     """What one user asks for. An item must pass all of the `filters`: one of the values of each."""
 

@@ -53,6 +53,7 @@ class StandIn:
     most: int = 0
     asked: int = 0
     broken: bool = False
+    waits: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
