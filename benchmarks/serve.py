@@ -11,17 +11,21 @@ versions go on, a snapshot of another lineage makes both load everything anew, a
 replaced by a new process (rolling restart). The client sends to whoever says that it is ready, as a
 load balancer does. None may fail, and at least 100 versions must have gone by.
 
-All of it shares two cores: the replicas, the publisher and the client.
+All of it shares two cores: the replicas, the publisher and the client, each a process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 from benchmarks._load import Balancer, Told, load
 from benchmarks._service import Service, replica
@@ -46,14 +50,11 @@ def run(report: Report) -> dict[str, float]:
     """Latency at a rate, then failures through everything that happens to replicas."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        shop = Shop(Path(folder) / "home", ITEMS, USERS, {})
-        stack.callback(shop.close)
-        shop.stock(report)
-        shop.publish_snapshot()
-        first = stack.enter_context(replica(shop.home.path, "--drain-s", "1"))
+        home = Path(folder) / "home"
+        report(f"a shop of {ITEMS:,} items and {USERS:,} users ...")
+        publisher = stack.enter_context(Publisher(home).running())
+        first = stack.enter_context(replica(home, "--drain-s", "1"))
         first.wait_until_ready()
-        publisher = Publisher(shop)
-        stack.enter_context(publisher.running())
 
         quiet = asyncio.run(load(Balancer([first.port]), _path, RATE, int(RATE * 5)))  # warm up
         report(f"warm: p50 {quiet.at(0.5):.2f} ms")
@@ -67,7 +68,7 @@ def run(report: Report) -> dict[str, float]:
         report(f"{told.outcomes.total():,} at {RATE:g}/s: p50 {told.at(0.5):.2f} ms, p99"
                f" {told.at(0.99):.2f} ms, {dict(told.outcomes)}")  # fmt: skip
         begun = publisher.versions
-        told = _through_everything(shop, first, publisher, stack, report)
+        told = _through_everything(home, first, publisher, stack, report)
         figures |= {
             "requests": told.outcomes.total(),
             "failed": told.failed,
@@ -80,40 +81,62 @@ def run(report: Report) -> dict[str, float]:
 
 
 class Publisher:
-    """Brings versions until the end of the block."""
+    """Stocks a shop, and brings versions to it until the end of the block.
 
-    def __init__(self, shop: Shop) -> None:
-        self._shop = shop
-        self._stopping = threading.Event()
-        self._anew = threading.Event()
-        self.versions = 0
+    A process of its own, as a trainer is: in that of the client it would hold up the client's
+    clock.
+    """
+
+    def __init__(self, home: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ready, self._stopping, self._anew = (context.Event() for _ in range(3))
+        self._versions = context.Value("q", 0)
+        self._process = context.Process(
+            target=_publish,
+            args=(home, self._ready, self._stopping, self._anew, self._versions),
+        )
+
+    @property
+    def versions(self) -> int:
+        """How many it has brought."""
+        return int(self._versions.value)
 
     def begin_anew(self) -> None:
         """Lets a snapshot of another lineage come next, as after the death of a trainer."""
         self._anew.set()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._run, name="publisher")
-        thread.start()
+    def running(self) -> Iterator[Publisher]:
+        self._process.start()
         try:
-            yield
+            while not self._ready.wait(1):
+                if not self._process.is_alive():
+                    raise RuntimeError("the publisher has ended: its error stands above")
+            yield self
         finally:
             self._stopping.set()
-            thread.join()
+            self._process.join()
 
-    def _run(self) -> None:
-        while not self._stopping.wait(EVERY_S):
-            if self._anew.is_set():
-                self._anew.clear()
-                self._shop.publish_snapshot(lineage=f"shop-{self.versions}")
+
+def _publish(home: Path, ready: Event, stopping: Event, anew: Event, versions: Any) -> None:
+    """The body of the publisher's process."""
+    with closing(Shop(home, ITEMS, USERS, {})) as shop:
+        shop.stock(lambda _: None)
+        shop.publish_snapshot()
+        ready.set()
+        due = time.monotonic()
+        while not stopping.wait(max(0.0, due - time.monotonic())):
+            if anew.is_set():
+                anew.clear()
+                shop.publish_snapshot(lineage=f"shop-{versions.value}")
             else:
-                self._shop.publish_delta(DELTA_ROWS, DELTA_ROWS // 10)
-            self.versions += 1
+                shop.publish_delta(DELTA_ROWS, DELTA_ROWS // 10)
+            versions.value += 1
+            due = max(due + EVERY_S, time.monotonic())
 
 
 def _through_everything(
-    shop: Shop,
+    home: Path,
     first: Service,
     publisher: Publisher,
     stack: ExitStack,
@@ -123,7 +146,7 @@ def _through_everything(
     balancer = Balancer([first.port])
 
     def start() -> Service:
-        new = stack.enter_context(replica(shop.home.path, "--drain-s", "1"))
+        new = stack.enter_context(replica(home, "--drain-s", "1"))
         new.wait_until_ready()
         balancer.ports.append(new.port)
         return new
