@@ -296,16 +296,14 @@ class ItemIndex:
         if self.exact:
             there = self._slots.rows[: self._places.rows] > 0
             scores = (self._vectors.rows[: self._places.rows] @ queries.T)[there]
-            return _log_sum(scores.max(axis=1, initial=-np.inf), 1.0, temperature)
+            best = scores.max(axis=1, initial=-np.inf)
+            return float(kernels.log_total(best, best[:0], len(best), temperature))
         if best is None:
             _, best = self._search(queries, BEST, Filters(_ALL, _NONE), exact=False)
         if not len(best):
             return -np.inf
         sampled = (self._others @ queries.T).max(axis=1)
-        rest = sampled[sampled < best[-1]]  # the others are among the best
-        share = (len(self) - len(best)) / max(1, len(rest))
-        totals = (_log_sum(best, 1.0, temperature), _log_sum(rest, share, temperature))
-        return float(np.logaddexp(*totals))
+        return float(kernels.log_total(best, sampled, len(self), temperature))
 
     def figures(self) -> dict[str, float]:
         """What is worth watching, by name; distance and imbalance over what they were at first."""
@@ -431,12 +429,3 @@ class ItemIndex:
             apart = np.maximum(spreads, 1e-6)
             self._watch.learn(((scores[-1] - centres) / apart).astype(np.float64))
         return ids
-
-
-def _log_sum(scores: Floats32, weight: float, temperature: float) -> float:
-    """log(weight * sum of exp(score / temperature)), without overflow."""
-    if not len(scores) or weight <= 0:
-        return -np.inf
-    powers = scores.astype(np.float64) / temperature
-    top = float(powers.max())
-    return top + float(np.log(weight * np.exp(powers - top).sum()))

@@ -330,3 +330,29 @@ def set_bits(
                 bits[places[i] >> 6] |= bit
             else:
                 bits[places[i] >> 6] &= ~bit
+
+
+@compiled_in_place
+def log_total(
+    best: NDArray[np.float32], sampled: NDArray[np.float32], items: int, temperature: float
+) -> float:
+    """The logarithm of the sum of exp(score / temperature) over so many items; -inf of none.
+
+    It is told of the `best` scores and of `sampled` ones of all items; of these, those that are
+    below the best stand for all that is.
+    """
+    if best.size == 0:
+        return -np.inf
+    worst, top = best[0], best[0]
+    for score in best:
+        worst, top = min(worst, score), max(top, score)
+    known, rest, count = 0.0, 0.0, 0
+    for score in best:
+        known += np.exp((score - top) / temperature)
+    for score in sampled:
+        if score < worst:
+            rest += np.exp((score - top) / temperature)
+            count += 1
+    if count:
+        known += rest * (items - best.size) / count
+    return float(top / temperature + np.log(known))
