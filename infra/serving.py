@@ -31,9 +31,10 @@ from infra.recipe import Recipe
 from infra.status import newest_version, status
 from infra.threads import Threads
 from infra.wiring import catalog_tail, version_store
-from serving.answers import Answer
+from serving.answers import Answer, Wanted
 from serving.arm_watch import ArmWatch
 from serving.follower import Follower
+from serving.http.answer_json import answer_json
 from serving.http.api import Service, create_app
 from serving.http.connections import guarded
 from serving.impression_log import ImpressionLog
@@ -52,6 +53,8 @@ Run = Callable[[threading.Event], None]
 # An answer and a version give the interpreter away at every compiled part of theirs, and with
 # Python's 5 ms they would wait as long to get it back from each other.
 _SWITCH_S = 0.0002
+_FIRST_ANSWERS = 5
+_NOBODY = "nobody"
 _LAST_ANSWERS_S = 20  # for requests that were accepted before a stop
 
 
@@ -93,23 +96,23 @@ class Serving:
         self._samples = SampleWatch(log, [self.skew, self.arms])
         self.impressions = ImpressionLog(log, recipe.events, recipe.impressions, self.metrics)
         self._follower = self._make_follower()
+        self._recommender = Recommender(
+            self.replica,
+            catalog.step,
+            self.features,
+            recipe.recommend,
+            kinds=recipe.behaviour.kinds,
+            told=self.metrics.told,
+        )
+        self._settled = False  # what is only slow at first is behind it
 
     def service(self, status: Callable[[], dict[str, Any]]) -> Service:
         """What the HTTP interface stands on; `status` is what it tells of the whole system."""
-        catalog = self._catalog.step
-        recommender = Recommender(
-            self.replica,
-            catalog,
-            self.features,
-            self.recipe.recommend,
-            kinds=self.recipe.behaviour.kinds,
-            told=self.metrics.told,
-        )
         return Service(
             self._log,
             self.recipe.events,
-            recommender,
-            catalog,
+            self._recommender,
+            self._catalog.step,
             self.metrics,
             status,
             self.not_ready,
@@ -124,7 +127,7 @@ class Serving:
             "follower": self._follower.run,
             "samples": self._samples.run,
             "impressions": self.impressions.run,
-            "freeze": self._freeze,
+            "settle": self._settle,
         }
 
     def not_ready(self) -> str | None:
@@ -135,8 +138,12 @@ class Serving:
         """
         if self.draining.is_set():
             return "stopping"
-        if reason := self.waiting():
+        if reason := self.waiting() or self._missing():
             return reason
+        return None if self._settled else "it makes its first answers"
+
+    def _missing(self) -> str | None:
+        """Which version it waits for; None for none."""
         if self.replica.info is not None:
             return None
         if self.recipe.learning == "realtime":
@@ -160,15 +167,20 @@ class Serving:
             "experiments": self.arms.figures(),
         }
 
-    def _freeze(self, stopping: threading.Event) -> None:
-        """Once it is ready, takes what is there out of the sight of Python's garbage collector: to
-        go through a large catalog holds up every answer for a tenth of a second.
+    def _settle(self, stopping: threading.Event) -> None:
+        """Makes some answers for nobody once all is there, so that nobody waits for what the first
+        ones load. Then takes what is there out of the sight of Python's garbage collector: to go
+        through a large catalog holds up every answer for a tenth of a second.
         """
-        while not stopping.wait(0.2):
-            if self.not_ready() is None:
-                gc.collect()
-                gc.freeze()
+        while self.waiting() or self._missing():
+            if stopping.wait(0.05):
                 return
+        for _ in range(_FIRST_ANSWERS):
+            answer = self._recommender.recommend(Wanted(_NOBODY, shown=False))
+            answer_json(answer, explain=False, logged=False)
+        gc.collect()
+        gc.freeze()
+        self._settled = True
 
     def _shown(self, answer: Answer) -> bool:
         """Takes note of an answer that a user is shown; says whether it will be in the log."""
