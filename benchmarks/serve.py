@@ -6,8 +6,8 @@ that belongs to an answer is on: features from the store, all sources, filters f
 available, impressions back to the log. Requests come at Poisson times, 200 a second, over kept
 connections, and the clock of each starts at its time, not when a connection is free.
 
-Then ten times as many for five seconds: what cannot be answered is shed (429), so that the rest need
-not wait for it.
+Then ten times as many for five seconds: what cannot be answered is shed (429), so that the rest
+need not wait for it.
 
 Then 100,000 requests, as fast as eight connections get their answers, from two replicas, while the
 versions go on, a snapshot of another lineage makes both load everything anew, and each replica is

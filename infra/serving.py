@@ -127,7 +127,7 @@ class Serving:
             "follower": self._follower.run,
             "samples": self._samples.run,
             "impressions": self.impressions.run,
-            "settle": self._settle,
+            "settle": self._settle_when_ready,
         }
 
     def not_ready(self) -> str | None:
@@ -167,20 +167,23 @@ class Serving:
             "experiments": self.arms.figures(),
         }
 
-    def _settle(self, stopping: threading.Event) -> None:
-        """Makes some answers for nobody once all is there, so that nobody waits for what the first
-        ones load. Then takes what is there out of the sight of Python's garbage collector: to go
-        through a large catalog holds up every answer for a tenth of a second.
+    def settle(self) -> None:
+        """Makes some answers for nobody, so that nobody waits for what the first ones load. Then
+        takes what is there out of the sight of Python's garbage collector: to go through a large
+        catalog holds up every answer for a tenth of a second.
         """
-        while self.waiting() or self._missing():
-            if stopping.wait(0.05):
-                return
         for _ in range(_FIRST_ANSWERS):
             answer = self._recommender.recommend(Wanted(_NOBODY, shown=False))
             answer_json(answer, explain=False, logged=False)
         gc.collect()
         gc.freeze()
         self._settled = True
+
+    def _settle_when_ready(self, stopping: threading.Event) -> None:
+        while self.waiting() or self._missing():
+            if stopping.wait(0.05):
+                return
+        self.settle()
 
     def _shown(self, answer: Answer) -> bool:
         """Takes note of an answer that a user is shown; says whether it will be in the log."""
