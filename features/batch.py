@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features.definitions import SAMPLE_FEATURES, FeatureError, type_name
 from streaming.event_columns import NONE
+from streaming.kernels import compiled
 
 Ids = NDArray[np.int64]
 
@@ -163,6 +164,15 @@ class Users:
             if getattr(self, name) is _NONE:
                 object.__setattr__(self, name, Moments.none(len(self.ids)))
 
+    def split(self, count: int, least: float) -> tuple[Jagged, Jagged]:
+        """Of the newest `count` actions of each the items of those whose reward was at least so
+        much, and the items of the others.
+        """
+        history = self.history
+        values, ends = _split(history.values, history.offsets, self.rewards, count, least)
+        those, others = (Jagged(v[: e[-1]], e) for v, e in zip(values, ends, strict=True))
+        return those, others
+
     def take(self, rows: Ids) -> Users:
         """The users with these numbers."""
         places = self.history.places(rows)
@@ -255,6 +265,22 @@ def known_user(user: int, row: Mapping[str, Any]) -> Users:
             np.array(row["searched_at_us"], np.int64),
         ),
     )
+
+
+@compiled
+def _split(
+    items: Ids, offsets: Ids, rewards: NDArray[np.float32], count: int, least: float
+) -> tuple[Ids, Ids]:
+    """The values of either kind, (2, actions), and the offsets of their lists, (2, n + 1)."""
+    values = np.empty((2, items.size), np.int64)
+    ends = np.zeros((2, offsets.size), np.int64)
+    for user in range(offsets.size - 1):
+        ends[:, user + 1] = ends[:, user]
+        for i in range(max(offsets[user], offsets[user + 1] - count), offsets[user + 1]):
+            kind = 0 if rewards[i] >= least else 1
+            values[kind, ends[kind, user + 1]] = items[i]
+            ends[kind, user + 1] += 1
+    return values, ends
 
 
 def _features(rows: pa.RecordBatch) -> dict[str, pa.ListArray]:

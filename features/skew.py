@@ -22,6 +22,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 from features.definitions import Feature, View
 
 _NOBODY = -1  # stable ids are not negative
+_THINNED = 16
 Bits = NDArray[Any]  # a list of numbers, see `_bits`
 
 
@@ -35,7 +36,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class SkewConfig:
-    """The newest `requests` answers are remembered, each for `wait_s` at most."""
+    """The newest `requests` answers are remembered, each for `wait_s` at most.
+
+    Once there are half as many, it is only one answer of 16: where there are many, they reach back
+    further so, and cost less.
+    """
 
     requests: NonNegativeInt = 10_000
     wait_s: PositiveFloat = 3_600.0
@@ -100,6 +105,8 @@ class Skew:
 
     def note(self, request: int, user: int, read: Mapping[str, Any], now_us: int) -> None:
         """Remembers the features of a user as they were read for a request; ids are stable ids."""
+        if len(self._reads) > self._config.requests / 2 and request % _THINNED:
+            return
         noted = _Read(user, now_us, {f.name: _read_bits(read, f) for f in self._features})
         with self._lock:
             self._reads[request] = noted

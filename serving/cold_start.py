@@ -90,7 +90,7 @@ class Visit:
     temperature: float
     allowed: Subset | None = None
     words: str | None = None
-    _asked: list[tuple[Asked, Asked]] = field(default_factory=list)
+    _asked: list[Asked] = field(default_factory=list)
 
     @property
     def user(self) -> int:
@@ -100,31 +100,28 @@ class Visit:
     def known_actions(self) -> int:
         return len(self.users.history.values)
 
-    @property
-    def asked(self) -> tuple[Asked, Asked]:
-        """What the version makes of the user, and what it expects of him as if he had done nothing
-        yet; there must be one. Both at once, for that takes hardly longer than one; and only once.
+    def asked(self, *, also_first: bool) -> list[Asked]:
+        """What the version makes of the user, and if that is wanted also what it expects of him as
+        if he had done nothing yet; there must be one. It is asked once, and for both at once.
         """
         # No `cached_property`: up to Python 3.11 the visits of all threads wait for its one lock.
         if not self._asked:
-            self._asked.append(self._ask())
-        return self._asked[0]
+            if self.served is None:
+                raise RuntimeError("there is no version yet that could be asked")
+            self._asked.extend(self.served.ask(self._twice() if also_first else self.users))
+        return self._asked
 
-    def _ask(self) -> tuple[Asked, Asked]:
-        if self.served is None:
-            raise RuntimeError("there is no version yet that could be asked")
+    def _twice(self) -> Users:
+        """The user, and he as if he had done nothing yet."""
         user = self.users
-        himself, first = self.served.ask(
-            Users(
-                np.repeat(user.ids, 2),
-                _and_none(user.history),
-                user.rewards,
-                user.details,
-                Moments(_and_none(user.searched.ids), user.searched.at_us),
-                Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
-            )
+        return Users(
+            np.repeat(user.ids, 2),
+            _and_none(user.history),
+            user.rewards,
+            user.details,
+            Moments(_and_none(user.searched.ids), user.searched.at_us),
+            Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
         )
-        return himself, first
 
     def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
         """Scores (n,) as shares of what the version expects of all its items."""
@@ -226,19 +223,25 @@ def of_what_he_did(config: ColdStartConfig) -> Expects:
     def expects(visit: Visit) -> Expected | None:
         if visit.served is None or not visit.known_actions:
             return None
-        return MODEL, visit.asked[0], (visit.known_actions / config.model_trust) ** 2
+        asked = visit.asked(also_first=_is_new(visit, config))[0]
+        return MODEL, asked, (visit.known_actions / config.model_trust) ** 2
 
     return expects
+
+
+def _is_new(visit: Visit, config: ColdStartConfig) -> bool:
+    """Whether what is expected of anybody still counts."""
+    return visit.known_actions <= _LONG_KNOWN * config.model_trust
 
 
 def of_anybody(config: ColdStartConfig) -> Expects:
     """The model's opinion of who is new: it has learnt what everybody did first."""
 
     def expects(visit: Visit) -> Expected | None:
-        if visit.served is None or visit.known_actions > _LONG_KNOWN * config.model_trust:
+        if visit.served is None or not _is_new(visit, config):
             return None
         learnt = visit.served.info.metrics.get("samples", 0.0)
-        return FIRST, visit.asked[1], learnt / (learnt + config.first_trust)
+        return FIRST, visit.asked(also_first=True)[1], learnt / (learnt + config.first_trust)
 
     return expects
 

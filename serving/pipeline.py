@@ -86,8 +86,9 @@ class Ordered:
 
     def found(self) -> Iterator[tuple[int, float, str]]:
         """Each item with its score and the source of the largest part of it."""
-        for place, item in enumerate(self.candidates.items.tolist()):
-            yield item, float(self.scores[place]), self.candidates.source(place)
+        for place in range(len(self.candidates)):  # few of them are asked for
+            item, score = int(self.candidates.items[place]), float(self.scores[place])
+            yield item, score, self.candidates.source(place)
 
     def explanations(self, items: Sequence[int]) -> dict[int, Explanation]:
         """Why each of these items stands where it stands; nothing of those that are not here."""

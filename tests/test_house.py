@@ -16,7 +16,7 @@ SHIPPED = (*FLOORS, "benchmarks")
 
 # A client library is imported by the one module or package that adapts it.
 ADAPTERS = {
-    "fastapi": ("serving.http.api",),
+    "fastapi": ("serving.http.api", "serving.http.shortcut"),
     "feast": ("features.store",),
     "kafka": ("streaming.kafka_client",),
     "prometheus_client": ("serving.metrics", "features.store"),  # there to keep Feast off it

@@ -29,6 +29,7 @@ from streaming.disk import make_durable
 WAIT_S = 30.0  # for another process that writes
 # In the log of SQLite until they are carried over: with fewer, the disk is busy with nothing else.
 _PAGES = 16_384
+_MAPPED = 1 << 28  # bytes of the file that are read without asking the system
 
 
 class EmbeddedOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -137,6 +138,7 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
                 connection = sqlite3.connect(url, WAIT_S, uri=True)
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
+                connection.execute(f"PRAGMA mmap_size = {_MAPPED}")
                 self._of_thread.connection = connection
             yield connection
         except sqlite3.Error as error:

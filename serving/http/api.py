@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -46,6 +47,7 @@ from serving.http.schemas import (
     RecommendQuestion,
     UserAnswer,
 )
+from serving.http.shortcut import Shortcut
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from streaming.errors import Backpressure, HeadraceError, LogFull
@@ -104,6 +106,8 @@ def create_app(
     _answer_errors(app)
     app.openapi = described(app.openapi, config)  # type: ignore[method-assign]
     # The last one added stands first.
+    most_asked = next(r for r in app.routes if isinstance(r, APIRoute) and r.name == "recommend")
+    app.add_middleware(Shortcut, route=most_asked, refused=_refused)
     app.add_middleware(Guard, config=config, clock=clock)
     if config.cors_origins:
         app.add_middleware(
@@ -388,7 +392,11 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HeadraceError)
     async def unable(request: Request, error: HeadraceError) -> Response:  # noqa: ARG001
-        return JSONResponse({"error": str(error)}, _status_of(error), _headers_of(error))
+        return _refused(error)
+
+
+def _refused(error: HeadraceError) -> Response:
+    return JSONResponse({"error": str(error)}, _status_of(error), _headers_of(error))
 
 
 def _allowed(app: FastAPI, request: Request) -> str:

@@ -286,3 +286,28 @@ def test_items_are_what_a_model_asks_for() -> None:
     items = read_declarations(batch({"item_id": 9, "item_tokens": [4, 5]}))
     assert isinstance(items, Items)
     assert (items.ids.tolist(), lists(items.tokens)) == ([9], [[4, 5]])
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, float("nan")]), max_size=5)),
+    st.integers(0, 4),
+)
+def test_the_newest_actions_are_split_by_their_rewards(
+    lists: list[list[float]], count: int
+) -> None:
+    rewards = [one for each in lists for one in each]
+    history = Jagged.of(np.arange(len(rewards)) + 100, np.array([len(one) for one in lists], int))
+    users = Users(np.arange(len(lists)), history, np.array(rewards, np.float32))
+    those, others = users.split(count, 0.5)
+    for user, theirs in enumerate(lists):
+        start = int(history.offsets[user])
+        newest = [(100 + start + i, r) for i, r in enumerate(theirs)][max(0, len(theirs) - count) :]
+        found = [
+            one.values[slice(*one.offsets[user : user + 2])].tolist() for one in (those, others)
+        ]
+        assert found == [
+            [item for item, reward in newest if reward >= 0.5],
+            [item for item, reward in newest if not reward >= 0.5],
+        ]
+    assert those.values.flags.c_contiguous
+    assert others.values.flags.c_contiguous

@@ -170,12 +170,22 @@ def test_each_request_is_compared_once_and_only_for_its_user() -> None:
 
 def test_only_the_newest_requests_are_remembered_and_not_for_ever() -> None:
     skew = Skew(VIEW, (9, 9), SkewConfig(requests=2, wait_s=10))
-    for request in (1, 2, 3):
-        skew.note(request, 1, {}, request * 1_000_000)
+    for second, request in enumerate((16, 32, 48), start=1):
+        skew.note(request, 1, {}, second * 1_000_000)
     assert skew.waiting(11_000_000) == 2
     assert skew.waiting(12_500_000) == 1
-    found = skew.compare(rows(*({"request": request} for request in (1, 2, 3))))
-    assert [one.request for one in found] == [3]
+    found = skew.compare(rows(*({"request": request} for request in (16, 32, 48))))
+    assert [one.request for one in found] == [48]
+
+
+def test_of_many_answers_only_one_of_sixteen_is_remembered() -> None:
+    skew = Skew(VIEW, (9, 9), SkewConfig(requests=100))
+    for request in range(1, 1_000):
+        skew.note(request, 1, {}, 1_000_000)
+    remembered = rows(*({"request": request} for request in range(1, 1_000)))
+    found = [one.request for one in skew.compare(remembered)]
+    assert found[-48:] == [n for n in range(1, 1_000) if n % 16 == 0][-48:]
+    assert len(found) == 100
 
 
 def test_none_is_remembered_if_none_is_to_be() -> None:

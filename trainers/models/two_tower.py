@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +20,8 @@ from features.batch import Items, Users
 from trainers.models import RetrievalStep, register
 from trainers.softmax import Precision, sampled_softmax
 from trainers.table import EmbeddingTable, TableConfig
+
+_PLEASED = 0.5  # rewards of actions that pleased
 
 
 @register("two_tower")
@@ -67,12 +67,9 @@ class TwoTower(nn.Module):
 
     def query(self, users: Users) -> Tensor:
         identity = self.tables["user"](users.ids)  # (B, d)
-        owners = users.history.owners()
-        # Only the newest actions count: position from the end of one's own list.
-        newest = users.history.offsets[owners + 1] - np.arange(len(owners)) <= self.config.history
-        pleased = users.rewards >= 0.5
-        liked = self._history(users, newest & pleased)  # (B, d)
-        disliked = self._history(users, newest & ~pleased)  # (B, d)
+        pleased, others = users.split(self.config.history, _PLEASED)
+        liked = self.tables["item"].mean(pleased.values, pleased.offsets)  # (B, d)
+        disliked = self.tables["item"].mean(others.values, others.offsets)  # (B, d)
         u = self.user_tower(torch.cat([liked, disliked, identity], dim=1)) + liked
         return F.normalize(u, dim=1).unsqueeze(1)  # (B, 1, d)
 
@@ -91,11 +88,6 @@ class TwoTower(nn.Module):
             self.config.temperature,
             precision=self.config.precision,
         )
-
-    def _history(self, users: Users, chosen: NDArray[np.bool_]) -> Tensor:
-        """The mean of the chosen history items' embeddings, (B, d)."""
-        chosen_history = users.history.where(chosen)
-        return self.tables["item"].mean(chosen_history.values, chosen_history.offsets)
 
 
 def _tower(inputs: int, config: TwoTower.Config) -> nn.Module:
