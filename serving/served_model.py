@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from features.batch import Ids, Jagged, Users
 from serving.candidate_kernels import places_shown
 from serving.index import BEST, IndexConfig, ItemIndex, Subset
-from serving.inverted_lists import ListTraining
+from serving.inverted_lists import Arriving, ListTraining
 from streaming.cuts import GONE
 from trainers.arrays import column_matrix, table_tensors
 from trainers.models import Retriever, create
@@ -44,7 +45,7 @@ class RowChanges:
     values: Floats32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Changes:
     """What a version brings, out of its shards: read once, then laid over one copy after another.
 
@@ -55,6 +56,11 @@ class Changes:
     tables: Mapping[str, RowChanges]
     vectors: RowChanges
     dense: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def arriving(self) -> Arriving:
+        """The vectors, as the index of one copy after another takes them."""
+        return Arriving(self.vectors.values)
 
     @staticmethod
     def of(version: Version) -> Changes:
@@ -100,13 +106,15 @@ class Asked:
 
     def best(self, count: int, hidden: Ids, allowed: Subset | None) -> Found:
         """The best items: none of `hidden`, and only `allowed` ones."""
-        if self._index.exact or allowed is not None or count + len(hidden) > BEST:
+        if self._index.exact or allowed is not None:
             return self._index.search(self.queries, count, hidden, allowed)
         # One search tells the best items, and of all together how much they are.
         if not self._top:
             self._top.append(self._index.search(self.queries, BEST, _NONE))
         items, scores = self._top[0]
         shown = places_shown(items, hidden, count)
+        if len(shown) < min(count, len(self._index)) and len(items) == BEST:
+            return self._index.search(self.queries, count, hidden)  # too many of them are hidden
         return items[shown], scores[shown]
 
 
@@ -213,7 +221,7 @@ class ServedModel:
         for name, tensor in changes.dense.items():
             self._dense[name].copy_(tensor)  # in place
         self._index.remove(changes.vectors.gone)
-        self._index.upsert(changes.vectors.ids, changes.vectors.values)
+        self._index.upsert(changes.vectors.ids, changes.arriving)
         self.info = changes.info
 
     def probe(self) -> None:
@@ -251,11 +259,7 @@ class ServedModel:
                 other._retriever.tables[name].upsert(ids, rows)
         for name, tensor in self._dense.items():
             other._dense[name].copy_(tensor)
-        items = self.items
-        for start in range(0, len(items), _AT_ONCE):
-            some = items[start : start + _AT_ONCE]
-            other._index.upsert(some, self._index.vectors(some)[0])
-        other._index.settle()
+        other._index = self._index.twin()
         return other
 
 

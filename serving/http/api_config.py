@@ -28,7 +28,8 @@ class ApiKey:
 @dataclass(frozen=True)
 class GateConfig:
     """`concurrent` requests are worked on at once and `waiting` more wait, for `wait_s` at most;
-    any other is told at once to come again.
+    any other is told at once to come again. Work that waits for nobody is done in the thread of
+    the event loop, one after another.
     """
 
     concurrent: PositiveInt = 2

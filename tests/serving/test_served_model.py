@@ -122,6 +122,22 @@ def test_who_was_asked_for_once_is_set_against_any_items(served: ServedModel) ->
     assert nothing.shape == known.shape == (0,)
 
 
+@pytest.mark.parametrize("hidden", [0, 100, 450])
+def test_hidden_items_take_no_places_however_many_they_are(hidden: int) -> None:
+    rng = np.random.default_rng(0)
+    index = ItemIndex(8, IndexConfig(exact_below=64))
+    index.upsert(np.arange(3_000), rng.normal(size=(3_000, 8)).astype(np.float32))
+    index.settle()
+    assert not index.exact
+    query = rng.normal(size=(1, 8)).astype(np.float32)
+    best, _ = index.search(query, 700, NONE)
+    asked = Asked(query, index)
+    for count in (10, 200):
+        found, scores = asked.best(count, best[:hidden], None)
+        assert found.tolist() == best[hidden : hidden + count].tolist()
+        assert (np.diff(scores) <= 0).all()
+
+
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_shares_by_the_log_total_add_up_to_one(served: ServedModel, temperature: float) -> None:
     asked = served.ask(user(1_001))[0]
@@ -209,6 +225,31 @@ def test_a_twin_is_equal_and_apart(constant_version: MakeVersion) -> None:
     assert contents(served) == before
     served.lay(Changes.of(delta))
     assert contents(twin) == contents(served) != before
+
+
+def test_two_copies_that_take_the_same_changes_answer_alike(random_version: MakeVersion) -> None:
+    rng = np.random.default_rng(0)
+    ids = np.arange(1_000, 3_000)
+    version = random_version(ids.tolist())
+    first = Changes.of(version)
+    served = ServedModel(version.info, config=IndexConfig(exact_below=500))
+    served.lay(first)
+    served.warm()
+    copies = [served, served.twin()]
+    gone, width = NONE, first.vectors.values.shape[1]
+    for _ in range(10):
+        born = np.concatenate([gone[::2], rng.choice(ids, 500, replace=False)])  # again, or moved
+        gone = rng.choice(ids, 100, replace=False)
+        values = rng.normal(size=(len(born), width)).astype(np.float32)
+        changes = replace(first, vectors=RowChanges(gone, born, values))
+        for copy in copies:
+            copy.lay(changes)
+        for item in born[:3].tolist():
+            answers = [copy.similar(item, 5_000) for copy in copies]
+            assert sorted(answers[0][0]) == sorted(set(served.items.tolist()) - {item})
+            np.testing.assert_array_equal(answers[0][0], answers[1][0])
+            np.testing.assert_array_equal(answers[0][1], answers[1][1])
+    assert served.figures()["lists"] > 1
 
 
 # What it costs
