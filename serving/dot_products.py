@@ -18,6 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 16
+TOGETHER = 4  # vectors that `nearest` compares with what it reads
 
 _INT, _FLOAT, _BYTE = ir.IntType(32), ir.FloatType(), ir.IntType(8)
 _INTS, _FLOATS, _BYTES = (ir.VectorType(t, n) for t, n in ((_INT, 16), (_FLOAT, 16), (_BYTE, 64)))
@@ -112,6 +113,79 @@ def best_lanes(  # noqa: PLR0913 - addresses of what lies where
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def nearest(  # noqa: PLR0913 - addresses of what lies where
+    _typing: Any,
+    codes: Any,
+    factors: Any,
+    half_squares: Any,
+    blocks: Any,
+    vectors: Any,
+    starts: Any,
+    scales: Any,
+    quads: Any,
+    out: Any,
+) -> Any:
+    """Writes for each of TOGETHER vectors which of 16 times `blocks` centroids is the nearest.
+
+    That is the one whose product with the vector, less half its own square, is the largest.
+    All but `blocks` and `quads` are addresses.
+
+    Args:
+        codes: the centroids' bytes, each 128 too large, in blocks of 16.
+        factors: of each centroid, float32: what a step of its bytes is worth.
+        half_squares: of each centroid, float32; infinite for one that is none.
+        vectors: of each vector `quads` times 4 signed bytes.
+        starts: of each vector, int32: -128 times the sum of its bytes.
+        scales: of each vector, float32: what a step of its bytes is worth.
+        out: TOGETHER int32.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        codes, factors, half_squares, blocks, vectors, starts, scales, quads, out = arguments
+        word = quads.type
+        each = [word(row) for row in range(TOGETHER)]
+        lanes_at = builder.inttoptr(codes, ir.PointerType(_INTS))
+        sums = [cgutils.alloca_once(builder, _INTS) for _ in each]
+        worst = ir.Constant(_FLOATS, [float("-inf")] * LANES)
+        best = [cgutils.alloca_once_value(builder, worst) for _ in each]
+        of = [cgutils.alloca_once_value(builder, ir.Constant(_INTS, [0] * LANES)) for _ in each]
+        with cgutils.for_range(builder, blocks) as block:
+            for row, total in zip(each, sums, strict=True):
+                builder.store(_spread(builder, _load(builder, starts, row, _INT)), total)
+            first = builder.mul(block.index, quads)
+            with cgutils.for_range(builder, quads) as quad:
+                at = builder.add(first, quad.index)
+                pointer = builder.gep(lanes_at, [at], source_etype=_INTS)
+                lanes = builder.load(pointer, typ=_INTS, align=4)
+                for row, total in zip(each, sums, strict=True):
+                    at = builder.add(builder.mul(row, quads), quad.index)
+                    before, part = builder.load(total, typ=_INTS), _load(builder, vectors, at, _INT)
+                    builder.store(_four_products(builder, before, lanes, part), total)
+            offset = builder.mul(block.index, word(4 * LANES))
+            factor = _load_lanes(builder, builder.add(factors, offset))
+            half_square = _load_lanes(builder, builder.add(half_squares, offset))
+            this = _spread(builder, builder.trunc(block.index, _INT))
+            for row, total, value, where in zip(each, sums, best, of, strict=True):
+                scale = _spread(builder, _load(builder, scales, row, _FLOAT))
+                product = builder.sitofp(builder.load(total, typ=_INTS), _FLOATS)
+                product = builder.fmul(product, builder.fmul(scale, factor))
+                near, before = builder.fsub(product, half_square), builder.load(value, typ=_FLOATS)
+                nearer = builder.fcmp_ordered(">", near, before)
+                builder.store(builder.select(nearer, near, before), value)
+                block_before = builder.load(where, typ=_INTS)
+                builder.store(builder.select(nearer, this, block_before), where)
+        out_at = builder.inttoptr(out, ir.PointerType(_INT))
+        for row, value, where in zip(each, best, of, strict=True):
+            lane = _first_largest(builder, builder.load(value, typ=_FLOATS))
+            its_block = builder.extract_element(builder.load(where, typ=_INTS), lane)
+            number = builder.add(builder.mul(its_block, _INT(LANES)), lane)
+            builder.store(number, builder.gep(out_at, [row], source_etype=_INT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 9), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def sum_lanes(_typing: Any, values: Any, factors: Any, reach: Any, addends: Any, out: Any) -> Any:
     """Writes values * factors + reach * addends to `out`, 16 of each; returns the largest.
 
@@ -125,11 +199,7 @@ def sum_lanes(_typing: Any, values: Any, factors: Any, reach: Any, addends: Any,
             builder.fmul(_spread(builder, reach), _load_lanes(builder, addends)),
         )
         _store_lanes(builder, result, out)
-        kind = ir.FunctionType(_FLOAT, [_FLOATS])
-        largest = cgutils.get_or_insert_function(
-            builder.module, kind, "llvm.vector.reduce.fmax.v16f32"
-        )
-        return builder.call(largest, [result])
+        return _largest(builder, result)
 
     intp = types.intp
     return types.float32(intp, intp, types.float32, intp, intp), generate
@@ -154,6 +224,19 @@ def upper_lanes(_typing: Any, values: Any, error: Any, factors: Any, least: Any,
 
     intp, number = types.intp, types.float32
     return types.uint32(intp, number, intp, number, intp), generate
+
+
+def _largest(builder: Any, lanes: Any) -> Any:
+    kind = ir.FunctionType(_FLOAT, [_FLOATS])
+    name = "llvm.vector.reduce.fmax.v16f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [lanes])
+
+
+def _first_largest(builder: Any, lanes: Any) -> Any:
+    """The first of the lanes with the largest number; none is no number."""
+    largest = builder.fcmp_ordered("==", lanes, _spread(builder, _largest(builder, lanes)))
+    bits = builder.zext(builder.bitcast(largest, ir.IntType(LANES)), _INT)
+    return builder.cttz(bits, ir.IntType(1)(1))
 
 
 def _load(builder: Any, address: Any, index: Any, kind: Any) -> Any:

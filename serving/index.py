@@ -28,7 +28,7 @@ from serving.index_arrays import (
     empty_queries,
     make_room,
 )
-from serving.inverted_lists import InvertedLists, ListTraining
+from serving.inverted_lists import Arriving, InvertedLists, ListTraining
 from serving.recall_watch import ENOUGH, RecallWatch, Sampled
 from streaming.growing import GrowingArray
 from streaming.id_map import IdMap
@@ -37,6 +37,7 @@ _LIKELY_ERROR = 0.6  # two standard deviations of what rounding to bytes does to
 _TRAINED_ON = 32  # vectors for each centroid
 _WATCHED_EACH = 0.01  # one search is repeated whenever so large a share of the vectors is new
 BEST, _OTHERS = 500, 1000  # items that tell the sum over all, where these are too many
+_AT_ONCE = 1 << 16  # vectors that are copied together
 _KEPT_ROOM = 1 << 16  # candidates: memory of a search that had more is not kept
 _NONE = np.empty(0, np.int64)
 _ALL = np.empty(0, np.uint64)
@@ -96,7 +97,8 @@ class _Shape:
 class ItemIndex:
     """Items and their vectors. Many threads may search, or one may write; never both at once.
 
-    Copies of the same items share a `training`: what one of them starts serves all.
+    Copies of the same items share a `training`: what one of them starts serves all, and a new one
+    begins with the lists that there are.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class ItemIndex:
         self.width = width
         self.config = config or IndexConfig()
         self._training = training or ListTraining()
-        self._generation = self._training.generation
+        self._generation = 0  # of the centroids that are installed
         self._places = IdMap()
         self._vectors = GrowingArray(np.float32, (width,))
         self._slots = GrowingArray(np.int32)
@@ -138,22 +140,21 @@ class ItemIndex:
 
     # Writing
 
-    def upsert(self, ids: Ids, vectors: Floats32) -> None:
+    def upsert(self, ids: Ids, vectors: Floats32 | Arriving) -> None:
         """Lays vectors (n, d) under ids (n,); of an id that is there twice, the last one.
+
+        To copies of one index the vectors are best given as the same `Arriving`.
 
         Raises:
             ValueError: vectors of another shape, or one with a number that is not finite; then
                 nothing has changed.
         """
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.shape != (len(ids), self.width):
+        arriving = vectors if isinstance(vectors, Arriving) else Arriving(vectors)
+        shape = arriving.vectors.shape
+        if shape != (len(ids), self.width):
             raise ValueError(
-                f"{len(ids)} ids with vectors of shape {vectors.shape}: an index of width"
-                f" {self.width} takes ({len(ids)}, {self.width})"
-            )
-        if not np.isfinite(vectors.sum(dtype=np.float64)):
-            raise ValueError(
-                "vectors for the index hold a number that is not finite: hold back the version"
+                f"{len(ids)} ids with vectors of shape {shape}: an index of width {self.width}"
+                f" takes ({len(ids)}, {self.width})"
             )
         if not len(ids):
             return
@@ -162,7 +163,8 @@ class ItemIndex:
         places = self._places.add(ids)
         self._vectors.reserve(self._places.rows)
         self._slots.reserve(self._places.rows)
-        self._lists.lay(places, vectors, self._items())
+        self._install_newest()
+        self._lists.lay(places, arriving, self._items())
         if len(new):
             self._let_into_subsets(new)
         self._written += len(ids)
@@ -180,6 +182,7 @@ class ItemIndex:
     def settle(self) -> None:
         """A write that waits until all items lie in lists that fit: before anybody reads."""
         for _ in range(3):  # a training that is under way may be for far fewer items
+            self._install_newest()
             self._keep_lists(len(self))
             if self._outgrown and not self._lists.moving:
                 self._start_training()
@@ -189,6 +192,18 @@ class ItemIndex:
         while self._lists.trained and self._watch.searches < min(ENOUGH, len(self)):
             self._learn_from(self._any_item())
 
+    def twin(self) -> ItemIndex:
+        """Another index of the same items, at rest; this one is only read meanwhile."""
+        other = ItemIndex(self.width, self.config, self._training)
+        ids = self.ids
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            other.upsert(some, self.vectors(some)[0])
+        other.settle()
+        if self._made is not None and other._generation == self._generation:
+            other._made = self._made  # both drift from where the lists were made
+        return other
+
     @property
     def _outgrown(self) -> bool:
         """Whether so many items should have more lists; without any centroids there is one."""
@@ -197,16 +212,20 @@ class ItemIndex:
             len(self) > self.config.growth * fitting
         )
 
+    def _install_newest(self) -> None:
+        """Has new items go to the lists that a training has found, if it has."""
+        if len(self) < self.config.exact_below or self._lists.moving:
+            return
+        newest, centroids = self._training.take(), self._training.centroids
+        if newest > self._generation and centroids is not None:
+            self._lists.install(centroids)
+            self._generation, self._made = newest, None
+
     def _keep_lists(self, moved: int) -> None:
-        """Starts a training if there is need, installs what one has found, moves some items."""
-        if len(self) >= self.config.exact_below:
-            if self._training.take() > self._generation and not self._lists.moving:
-                self._generation = self._training.generation
-                if self._training.centroids is not None:
-                    self._lists.install(self._training.centroids)
-                    self._made = None
-            elif not self._training.running and self._has_drifted():
-                self._start_training()
+        """Starts a training if there is need, moves some items to the newest lists."""
+        may_train = len(self) >= self.config.exact_below and not self._training.running
+        if may_train and self._has_drifted():
+            self._start_training()
         if self._lists.trained and self._made is None:
             self._lists.move(moved, self._items())
             if not self._lists.moving:

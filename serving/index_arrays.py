@@ -7,33 +7,42 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.dot_products import LANES
+from serving.dot_products import LANES, TOGETHER
 
-CHUNK = 64  # items whose bytes lie together: a multiple of LANES
+CHUNK = 64  # items of a list that lie together: a multiple of LANES
 FIRST_LISTS = 8  # that a search reads before it knows what the others must promise
 
 Floats32 = NDArray[np.float32]
 
 
 class Chunks(NamedTuple):
-    """The bytes of items; a list is a chain of chunks, full ones but for the last."""
+    """The bytes of items, by slot; a list is a chain of chunks of slots, full but for the last."""
 
-    codes: NDArray[np.uint8]  # (chunks, CHUNK * bytes of a vector): see `dot_products`
-    scales: NDArray[np.float32]  # (chunks, CHUNK): what a step of the bytes is worth
-    places: NDArray[np.int32]  # (chunks, CHUNK): which item it is
+    codes: NDArray[np.uint32]  # (slots / LANES, LANES * quads of a vector): see `dot_products`
+    scales: NDArray[np.float32]  # (slots,): what a step of the bytes is worth
+    places: NDArray[np.int32]  # (slots,): which item it is
     before: NDArray[np.int32]  # (chunks,): the chunk before it in its list, -1 for the first
-    lists: NDArray[np.int32]  # (chunks,): the list it belongs to
+    lists: NDArray[np.int32]  # (chunks,): the list it belongs to, negative for a free one
     free: NDArray[np.int32]  # (chunks,): a stack
     counts: NDArray[np.int64]  # (2,): chunks that were ever used, chunks that are free
 
 
-class Lists(NamedTuple):
-    """Lists of items that are near the same centroid; their number is a multiple of LANES."""
+class Centroids(NamedTuple):
+    """Of lists, and of none, so that their number is a multiple of LANES."""
 
     centroids: NDArray[np.float32]  # (lists, d): exactly what their bytes say
-    codes: NDArray[np.uint8]  # (lists / LANES, LANES * bytes of a vector)
+    codes: NDArray[np.uint32]  # (lists / LANES, LANES * quads of a vector)
     scales: NDArray[np.float32]  # (lists,)
     half_squares: NDArray[np.float32]  # (lists,): |c|^2 / 2, infinite for a list that is none
+
+
+class Lists(NamedTuple):
+    """Lists of items that are near the same centroid: the arrays of `Centroids`, and their own."""
+
+    centroids: NDArray[np.float32]
+    codes: NDArray[np.uint32]
+    scales: NDArray[np.float32]
+    half_squares: NDArray[np.float32]
     tails: NDArray[np.int32]  # (lists,): the last chunk, -1 of an empty list
     sizes: NDArray[np.int64]  # (lists,): items
     squares: NDArray[np.float64]  # (lists,): squared distances of the items to the centroid, summed
@@ -45,7 +54,7 @@ class Items(NamedTuple):
 
     ids: NDArray[np.int64]
     vectors: NDArray[np.float32]  # (places, d)
-    slots: NDArray[np.int32]  # 1 + chunk * CHUNK + which one of it, 0 for none
+    slots: NDArray[np.int32]  # 1 + chunk * CHUNK + which one of it, 0 for none (see also `lay`)
 
 
 class Queries(NamedTuple):
@@ -56,6 +65,16 @@ class Queries(NamedTuple):
     starts: NDArray[np.int32]  # (K, 2)
     scales: NDArray[np.float32]  # (K,)
     norms: NDArray[np.float32]  # (K,)
+
+
+class Coded(NamedTuple):
+    """Vectors as bytes, and the lists that they go to; their number is a multiple of TOGETHER."""
+
+    codes: NDArray[np.int8]  # (n, 4 * quads)
+    quads: NDArray[np.uint32]  # (n, quads): the same memory
+    scales: NDArray[np.float32]  # (n,): what a step of the bytes is worth
+    starts: NDArray[np.int32]  # (n,): -128 times the sum of the bytes
+    numbers: NDArray[np.int32]  # (n,): of the nearest centroids, once these were sought
 
 
 class Filters(NamedTuple):
@@ -99,6 +118,19 @@ def empty_queries(vectors: Floats32) -> Queries:
         np.empty((count, 2), np.int32),
         np.empty(count, np.float32),
         np.empty(count, np.float32),
+    )
+
+
+def make_coded(count: int, width: int) -> Coded:
+    """Room for so many vectors, or a few more, of so many numbers."""
+    size = TOGETHER * -(-count // TOGETHER)
+    codes = np.zeros((size, 4 * -(-width // 4)), np.int8)
+    return Coded(
+        codes,
+        codes.view(np.uint32),
+        np.zeros(size, np.float32),
+        np.zeros(size, np.int32),
+        np.zeros(size, np.int32),
     )
 
 

@@ -1,8 +1,9 @@
 """Lists of items whose vectors are near each other: what a search need not read it leaves out.
 
 Every item lies in the list with the centroid nearest to it, as bytes, and moves to another list
-when its vector does. Lists have no holes: the last item of a list fills the place of one that
-leaves, and chunks of an emptied list are used again.
+when its vector does. Which one is nearest is told by the bytes of both, which is what is searched.
+After a write lists have no holes: those who come fill the places of those who left, then the last
+items of the list do, and chunks of an emptied list are used again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import list_kernels as kernels
-from serving.dot_products import LANES
+from serving.dot_products import LANES, TOGETHER
 from serving.index_arrays import (
     CHUNK,
+    Centroids,
     Chunks,
+    Coded,
     Floats32,
     Items,
     Lists,
-    empty_queries,
-    make_room,
+    make_coded,
 )
 from streaming.growing import GrowingArray
 
@@ -32,6 +34,39 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 8  # of k-means: more hardly improve what a search finds
 _FEWEST = 0.05  # of the mean: a centroid with fewer items than that is put elsewhere
+
+
+class Arriving:
+    """Vectors (n, d) on their way into copies of one index: what the first finds out serves all.
+
+    They may not be changed before the last copy has them. One copy at a time takes them.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+
+    def __init__(self, vectors: Floats32) -> None:
+        self.vectors = np.ascontiguousarray(vectors, np.float32)
+        if not np.isfinite(self.vectors.sum(dtype=np.float64)):
+            raise ValueError(
+                "vectors for the index hold a number that is not finite: hold back the version"
+            )
+        self._coded: Coded | None = None
+        self._centroids: Centroids | None = None
+
+    def coded(self, centroids: Centroids) -> Coded:
+        """Their bytes, and the numbers of the nearest of the centroids.
+
+        The bytes of both say which is nearest. To the vector itself another one may be nearer; the
+        squares of these distances then differ by no more than what a step of the vector's bytes is
+        worth, times sqrt(d), times the distance between the two centroids.
+        """
+        if self._coded is None:
+            self._coded = encode(self.vectors)
+        if self._centroids is not centroids:
+            kernels.find_nearest(self._coded, centroids)
+            self._centroids = centroids
+        return self._coded
 
 
 class InvertedLists:
@@ -43,18 +78,18 @@ class InvertedLists:
     def __init__(self, width: int) -> None:
         self.width = width
         self.trained = False
-        self.lists = _make_lists(np.zeros((1, width), np.float32))
+        self._centroids = encode_centroids(np.zeros((1, width), np.float32))
+        self.lists = _make_lists(self._centroids)
         self._start = 0  # lists before this one are on their way out
-        self._bytes = 4 * -(-width // 4)
-        self._codes = GrowingArray(np.uint8, (CHUNK * self._bytes,))
-        self._scales = GrowingArray(np.float32, (CHUNK,))
-        self._places = GrowingArray(np.int32, (CHUNK,))
+        self._quads = -(-width // 4)
+        self._codes = GrowingArray(np.uint32, (LANES * self._quads,))
+        self._scales = GrowingArray(np.float32)
+        self._places = GrowingArray(np.int32)
         self._before = GrowingArray(np.int32)
         self._of = GrowingArray(np.int32)
         self._free = GrowingArray(np.int32)
         self._counts = np.zeros(2, np.int64)
-        self._query = empty_queries(np.empty((1, width), np.float32))
-        self._room = make_room(0, 1)
+        self._some = make_coded(TOGETHER, width)
 
     @property
     def chunks(self) -> Chunks:
@@ -82,13 +117,22 @@ class InvertedLists:
     @property
     def nbytes(self) -> int:
         """Memory that chunks of items take."""
-        return int(self._counts[0]) * (CHUNK * (self._bytes + 8) + 12)
+        return int(self._counts[0]) * (CHUNK * (4 * self._quads + 8) + 12)
 
-    def lay(self, places: NDArray[np.int64], vectors: Floats32, items: Items) -> None:
-        """Lays vectors (n, d) at places (n,), of `items` that have room for them."""
+    def lay(self, places: NDArray[np.int64], arriving: Arriving, items: Items) -> None:
+        """Lays vectors at places (n,), of `items` that have room for them."""
         self._make_room(int(self.lists.sizes.sum()) + len(places))
+        coded = arriving.coded(self._centroids)
+        holes = np.empty(len(self.lists.sizes), np.int32)
         kernels.lay(
-            places, vectors, items, self.lists, self._start, self.chunks, self._query, self._room
+            places,
+            arriving.vectors,
+            coded,
+            self._start,
+            items,
+            self.lists,
+            self.chunks,
+            holes,
         )
         self._mark_untrained()
 
@@ -97,9 +141,9 @@ class InvertedLists:
         kernels.take_out(places, items, self.lists, self.chunks)
         self._mark_untrained()
 
-    def install(self, centroids: Floats32) -> None:
-        """From now on items are laid near these centroids (n, d); `move` brings those of before."""
-        new = _make_lists(centroids)
+    def install(self, centroids: Centroids) -> None:
+        """From now on items are laid near these centroids; `move` brings those of before."""
+        self._centroids, new = centroids, _make_lists(centroids)
         self._start = len(self.lists.sizes)
         pairs: Any = zip(self.lists, new, strict=True)
         self.lists = Lists._make(np.concatenate(pair) for pair in pairs)
@@ -111,7 +155,7 @@ class InvertedLists:
             return 0
         self._make_room(int(self.lists.sizes.sum()))
         moved: int = kernels.move(
-            limit, items, self.lists, self._start, self.chunks, self._query, self._room
+            limit, self._centroids, self._start, items, self.lists, self.chunks, self._some
         )
         self._mark_untrained()
         if not self.moving:
@@ -126,8 +170,11 @@ class InvertedLists:
     def _make_room(self, items: int) -> None:
         """Room for the chunks of so many items; the last one of every list may be half empty."""
         most = items // CHUNK + len(self.lists.sizes) + 1
-        for array in (self._codes, self._scales, self._places, self._before, self._of, self._free):
-            array.reserve(most)
+        self._codes.reserve(most * CHUNK // LANES)
+        for by_slot in (self._scales, self._places):
+            by_slot.reserve(most * CHUNK)
+        for by_chunk in (self._before, self._of, self._free):
+            by_chunk.reserve(most)
 
     def _forget_older(self) -> None:
         cut = self._start
@@ -150,7 +197,7 @@ class ListTraining:
     def __init__(self) -> None:
         self.generation = 0  # of `centroids`
         self.failed = 0  # trainings: the lists stay as they are
-        self.centroids: Floats32 | None = None
+        self.centroids: Centroids | None = None
         self._running: Future[Floats32] | None = None
         self._lock = threading.Lock()
 
@@ -178,7 +225,7 @@ class ListTraining:
                 self._running = None
                 error = running.exception()
                 if error is None:
-                    self.centroids = running.result()
+                    self.centroids = encode_centroids(running.result())
                     self.generation += 1
                 else:
                     self.failed += 1
@@ -190,36 +237,52 @@ def find_centroids(sample: Floats32, count: int) -> Floats32:
     """At most `count` centroids of the vectors of a sample (n, d), by k-means: (m, d)."""
     rng = np.random.default_rng(0)
     count = min(count, len(sample))
-    start = sample[rng.choice(len(sample), count, replace=False)]
-    lists = _make_lists(start)
-    query, room = empty_queries(np.empty((1, sample.shape[1]), np.float32)), make_room(0, 1)
-    sums = np.empty((len(lists.sizes), sample.shape[1]))
+    coded, centroids = (
+        encode(sample),
+        encode_centroids(sample[rng.choice(len(sample), count, replace=False)]),
+    )
+    sums, sizes = np.empty((count, sample.shape[1])), np.empty(count, np.int64)
     for step in range(_ROUNDS):
-        kernels.cluster(sample, lists, sums, query, room)
-        small = np.flatnonzero(lists.sizes[:count] < _FEWEST * len(sample) / count)
+        kernels.find_nearest(coded, centroids)
+        kernels.average(sample, coded.numbers, sums, sizes, centroids.centroids)
+        small = np.flatnonzero(sizes < _FEWEST * len(sample) / count)
         if len(small) and step < _ROUNDS - 1:
-            lists.centroids[small] = sample[rng.choice(len(sample), len(small))]
-        kernels.encode_centroids(lists, 0, count)
-    return lists.centroids[:count][lists.sizes[:count] > 0]
+            centroids.centroids[small] = sample[rng.choice(len(sample), len(small))]
+        centroids = encode_centroids(centroids.centroids[:count])
+    return centroids.centroids[:count][sizes > 0]
 
 
-def _make_lists(centroids: Floats32) -> Lists:
-    """Empty lists of these centroids, and of none, so that their number is a multiple of LANES."""
-    count, width = centroids.shape
+def encode(vectors: Floats32) -> Coded:
+    """Vectors (n, d) as bytes."""
+    coded = make_coded(*vectors.shape)
+    kernels.encode(vectors, coded)
+    return coded
+
+
+def encode_centroids(vectors: Floats32) -> Centroids:
+    """Centroids (n, d) as bytes, and as what these bytes say."""
+    count, width = vectors.shape
     size = LANES * -(-count // LANES)
-    lists = Lists(
+    centroids = Centroids(
         np.zeros((size, width), np.float32),
-        np.zeros((size // LANES, LANES * 4 * -(-width // 4)), np.uint8),
+        np.zeros((size // LANES, LANES * -(-width // 4)), np.uint32),
         np.zeros(size, np.float32),
         np.full(size, np.inf, np.float32),
+    )
+    kernels.lay_centroids(encode(vectors), centroids, count)
+    return centroids
+
+
+def _make_lists(centroids: Centroids) -> Lists:
+    """Empty lists."""
+    size = len(centroids.scales)
+    return Lists(
+        *centroids,
         np.full(size, -1, np.int32),
         np.zeros(size, np.int64),
         np.zeros(size, np.float64),
         np.full(size, -np.inf, np.float32),
     )
-    lists.centroids[:count] = centroids
-    kernels.encode_centroids(lists, 0, count)
-    return lists
 
 
 def _train(sample: Floats32, lists: int, future: Future[Floats32]) -> None:

@@ -11,17 +11,26 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.dot_products import LANES, best_lanes, sum_lanes
-from serving.index_arrays import CHUNK, Chunks, Items, Lists, Queries, Room
+from serving.dot_products import LANES, TOGETHER, best_lanes, nearest
+from serving.index_arrays import CHUNK, Centroids, Chunks, Coded, Items, Lists, Queries, Room
 from streaming.kernels import F, compiled_in_place, internal_in_place
 from streaming.prefetch import AHEAD, prefetch
 
 _QUERY_LARGEST = 127 * 128  # of a query's numbers: two halves, of 8 and of 7 bits
+_SIGNS = np.uint32(0x80808080)  # turns four bytes that are 128 too large into signed ones
 
 
 def _any_order(function: F) -> F:
     """Sums may be added up in any order: else a sum of floats uses no vector instructions."""
     return cast(F, numba.njit(nogil=True, _nrt=False, fastmath={"reassoc", "contract"})(function))
+
+
+def _inlined(function: F) -> F:
+    """As `internal_in_place`, but always a part of its callers.
+
+    A call hands over every array in pieces, which can take longer than the work itself.
+    """
+    return cast(F, numba.njit(nogil=True, _nrt=False, forceinline=True)(function))
 
 
 @_any_order
@@ -40,7 +49,7 @@ def _square(a: NDArray[np.float32], i: int, b: NDArray[np.float32], j: int) -> n
     return total
 
 
-@internal_in_place
+@_inlined
 def _copy(source: NDArray[np.float32], i: int, to: NDArray[np.float32], j: int) -> None:
     for at in range(source.shape[1]):
         to[j, at] = source[i, at]
@@ -69,48 +78,41 @@ def encode_query(vectors: NDArray[np.float32], row: int, to: Queries, k: int) ->
     to.scales[k] = largest / np.float32(_QUERY_LARGEST)
 
 
-@internal_in_place
-def _encode_item(
-    vectors: NDArray[np.float32], row: int, codes: NDArray[np.uint8], block: int, at: int
-) -> np.float32:
-    """Lays the bytes of a vector into `codes[block]`, as its `at`-th; what a step is worth."""
+@_inlined
+def _encode(vectors: NDArray[np.float32], row: int, to: Coded, at: int) -> None:
     largest = np.float32(0.0)
     width = vectors.shape[1]
     for j in range(width):
         largest = max(largest, abs(vectors[row, j]))
     step = np.float32(127.0) / largest if largest > 0 else np.float32(0.0)
-    quads = (width + 3) >> 2
-    start = (at // LANES) * quads * 4 * LANES + (at % LANES) * 4
-    for j in range(4 * quads):
-        value = vectors[row, j] * step if j < width else np.float32(0.0)
-        to = start + (j >> 2) * 4 * LANES + (j & 3)
-        codes[block, to] = int(np.floor(value + np.float32(0.5))) + 128
-    return largest / np.float32(127.0)
+    for j in range(width):
+        to.codes[at, j] = np.int8(np.floor(vectors[row, j] * step + np.float32(0.5)))
+    total = 0
+    for j in range(width):
+        total += to.codes[at, j]
+    to.starts[at] = -128 * total
+    to.scales[at] = largest / np.float32(127.0)
 
 
 @compiled_in_place
-def encode_centroids(lists: Lists, start: int, count: int) -> None:
-    """Turns `count` centroids from `start` on into bytes, and into what these bytes say."""
-    for at in range(start, start + count):
-        block, lane = at // LANES, at % LANES
-        scale = _encode_item(lists.centroids, at, lists.codes, block, lane)
-        lists.scales[at] = scale
-        for j in range(lists.centroids.shape[1]):
-            code = lists.codes[block, (j >> 2) * 4 * LANES + lane * 4 + (j & 3)]
-            lists.centroids[at, j] = scale * np.float32(int(code) - 128)
-        lists.half_squares[at] = dot(lists.centroids, at, lists.centroids, at) / 2
+def encode(vectors: NDArray[np.float32], to: Coded) -> None:
+    """Turns vectors (n, d) into bytes."""
+    for i in range(len(vectors)):
+        _encode(vectors, i, to, i)
 
 
-# Lists
+@_inlined
+def _lay_bytes(coded: Coded, at: int, codes: NDArray[np.uint32], slot: int) -> None:
+    """Lays the bytes of a vector into blocks of LANES, each 128 too large."""
+    for quad in range(coded.quads.shape[1]):
+        codes[slot // LANES, quad * LANES + slot % LANES] = coded.quads[at, quad] ^ _SIGNS
 
 
 @internal_in_place
-def products(
-    codes: NDArray[np.uint8], block: int, start: int, queries: Queries, room: Room
-) -> None:
+def products(codes: NDArray[np.uint32], block: int, queries: Queries, room: Room) -> None:
     """Sets `room.lanes[0]` to the largest product of each of 16 vectors, in their steps."""
     best_lanes(
-        codes.ctypes.data + block * codes.strides[0] + start,
+        codes.ctypes.data + block * codes.strides[0],
         queries.codes.ctypes.data,
         queries.starts.ctypes.data,
         queries.scales.ctypes.data,
@@ -120,33 +122,68 @@ def products(
     )
 
 
-@internal_in_place
-def _nearest(lists: Lists, start: int, query: Queries, room: Room) -> int:
-    """The list, from `start` on, with the centroid nearest to the vector that is the query."""
-    nearest, most = start, np.float32(-np.inf)
-    dots = room.lanes.ctypes.data
-    near = dots + 4 * LANES
-    for block in range(start // LANES, len(lists.codes)):
-        products(lists.codes, block, 0, query, room)
-        at = 4 * LANES * block
-        largest = sum_lanes(
-            dots,
-            lists.scales.ctypes.data + at,
-            np.float32(-1.0),
-            lists.half_squares.ctypes.data + at,
-            near,
+# The nearest list
+
+
+@compiled_in_place
+def lay_centroids(coded: Coded, centroids: Centroids, count: int) -> None:
+    """Sets the first `count` centroids to what the bytes say."""
+    for at in range(count):
+        _lay_bytes(coded, at, centroids.codes, at)
+        centroids.scales[at] = coded.scales[at]
+        for j in range(centroids.centroids.shape[1]):
+            centroids.centroids[at, j] = coded.scales[at] * np.float32(coded.codes[at, j])
+        centroids.half_squares[at] = dot(centroids.centroids, at, centroids.centroids, at) / 2
+
+
+@compiled_in_place
+def find_nearest(coded: Coded, centroids: Centroids) -> None:
+    """Sets `coded.numbers` to the nearest centroids, by the bytes of both."""
+    quads = coded.quads.shape[1]
+    for i in range(0, len(coded.scales), TOGETHER):
+        nearest(
+            centroids.codes.ctypes.data,
+            centroids.scales.ctypes.data,
+            centroids.half_squares.ctypes.data,
+            len(centroids.codes),
+            coded.codes.ctypes.data + 4 * quads * i,
+            coded.starts.ctypes.data + 4 * i,
+            coded.scales.ctypes.data + 4 * i,
+            quads,
+            coded.numbers.ctypes.data + 4 * i,
         )
-        if largest > most:
-            most = largest
-            lane = 0
-            while room.lanes[1, lane] < largest:
-                lane += 1
-            nearest = block * LANES + lane
-    return nearest
 
 
-@internal_in_place
-def _append(items: Items, place: int, lists: Lists, number: int, chunks: Chunks) -> None:
+@compiled_in_place
+def average(
+    sample: NDArray[np.float32],
+    numbers: NDArray[np.int32],
+    sums: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    centroids: NDArray[np.float32],
+) -> None:
+    """Moves every centroid to the middle of those of the sample (n, d) that have its number (n,).
+
+    Sets `sizes` to how many these are, (m,); `sums` is memory, (m, d).
+    """
+    sums[:] = 0
+    sizes[:] = 0
+    for i in range(len(sample)):
+        sizes[numbers[i]] += 1
+        for j in range(sample.shape[1]):
+            sums[numbers[i], j] += sample[i, j]
+    for number in range(len(sizes)):
+        if sizes[number]:
+            for j in range(sample.shape[1]):
+                centroids[number, j] = sums[number, j] / sizes[number]
+
+
+# Lists
+
+
+@_inlined
+def _add_slot(lists: Lists, number: int, chunks: Chunks) -> int:
+    """Makes a list longer by one; the slot at its end."""
     offset = lists.sizes[number] % CHUNK
     if offset == 0:
         if chunks.counts[1] > 0:
@@ -158,47 +195,80 @@ def _append(items: Items, place: int, lists: Lists, number: int, chunks: Chunks)
         chunks.before[chunk] = lists.tails[number]
         chunks.lists[chunk] = number
         lists.tails[number] = chunk
-    chunk = lists.tails[number]
-    chunks.scales[chunk, offset] = _encode_item(items.vectors, place, chunks.codes, chunk, offset)
-    chunks.places[chunk, offset] = place
-    items.slots[place] = 1 + chunk * CHUNK + offset
     lists.sizes[number] += 1
-    lists.squares[number] += _square(items.vectors, place, lists.centroids, number)
+    return int(lists.tails[number] * CHUNK + offset)
 
 
-@internal_in_place
-def _take_out(items: Items, place: int, lists: Lists, chunks: Chunks) -> None:
-    """Takes an item out of its list; the last one of the list fills the hole."""
-    slot = items.slots[place] - 1
-    chunk, offset = slot // CHUNK, slot % CHUNK
-    number = chunks.lists[chunk]
-    items.slots[place] = 0
+@_inlined
+def _drop_slot(lists: Lists, number: int, chunks: Chunks) -> int:
+    """Makes a list shorter by one; the slot that was at its end."""
     lists.sizes[number] -= 1
-    rest = lists.squares[number] - _square(items.vectors, place, lists.centroids, number)
-    lists.squares[number] = max(rest, 0.0) if lists.sizes[number] else 0.0
-    tail, last = lists.tails[number], lists.sizes[number] % CHUNK
-    if tail != chunk or last != offset:
-        moved = chunks.places[tail, last]
-        chunks.places[chunk, offset] = moved
-        chunks.scales[chunk, offset] = chunks.scales[tail, last]
-        quads = chunks.codes.shape[1] // (4 * CHUNK)
-        to = (offset // LANES) * quads * 4 * LANES + (offset % LANES) * 4
-        source = (last // LANES) * quads * 4 * LANES + (last % LANES) * 4
-        for quad in range(quads):
-            for j in range(4):
-                at = quad * 4 * LANES + j
-                chunks.codes[chunk, to + at] = chunks.codes[tail, source + at]
-        items.slots[moved] = 1 + slot
-    if last == 0:
-        lists.tails[number] = chunks.before[tail]
-        chunks.free[chunks.counts[1]] = tail
+    chunk, offset = lists.tails[number], lists.sizes[number] % CHUNK
+    if offset == 0:
+        lists.tails[number] = chunks.before[chunk]
+        chunks.lists[chunk] = -1
+        chunks.free[chunks.counts[1]] = chunk
         chunks.counts[1] += 1
+    return int(chunk * CHUNK + offset)
 
 
-@internal_in_place
+@_inlined
+def _fill(  # noqa: PLR0913 - what lies where
+    slot: int,
+    place: int,
+    vectors: NDArray[np.float32],
+    row: int,
+    coded: Coded,
+    at: int,
+    items: Items,
+    lists: Lists,
+    chunks: Chunks,
+) -> None:
+    """Lays the item at a place, of that vector and these bytes, into a slot of a list."""
+    number = chunks.lists[slot // CHUNK]
+    lists.squares[number] += _square(vectors, row, lists.centroids, number)
+    chunks.scales[slot] = coded.scales[at]
+    _lay_bytes(coded, at, chunks.codes, slot)
+    chunks.places[slot] = place
+    items.slots[place] = 1 + slot
+
+
+@_inlined
+def _close(hole: int, number: int, items: Items, lists: Lists, chunks: Chunks) -> None:
+    """Moves the last item of a list into a hole, unless the list ends before it."""
+    chunk = hole // CHUNK
+    if chunks.lists[chunk] != number:
+        return
+    if chunk == lists.tails[number] and hole % CHUNK > (lists.sizes[number] - 1) % CHUNK:
+        return
+    last = _drop_slot(lists, number, chunks)
+    while chunks.places[last] < 0 and last != hole:
+        last = _drop_slot(lists, number, chunks)
+    if last == hole:
+        return
+    place = chunks.places[last]
+    chunks.places[hole] = place
+    chunks.scales[hole] = chunks.scales[last]
+    for quad in range(chunks.codes.shape[1] // LANES):
+        code = chunks.codes[last // LANES, quad * LANES + last % LANES]
+        chunks.codes[hole // LANES, quad * LANES + hole % LANES] = code
+    items.slots[place] = 1 + hole
+
+
+@_inlined
+def _take_out(items: Items, place: int, lists: Lists, chunks: Chunks) -> None:
+    slot = items.slots[place] - 1
+    number = chunks.lists[slot // CHUNK]
+    lists.squares[number] -= _square(items.vectors, place, lists.centroids, number)
+    items.slots[place] = 0
+    _close(slot, number, items, lists, chunks)
+
+
+@_inlined
 def _set_spreads(lists: Lists) -> None:
     for number in range(len(lists.sizes)):
         size = lists.sizes[number]
+        lists.squares[number] = max(lists.squares[number], 0.0) if size else 0.0
         lists.spreads[number] = np.sqrt(lists.squares[number] / size) if size else -np.inf
 
 
@@ -206,38 +276,81 @@ def _set_spreads(lists: Lists) -> None:
 def lay(  # noqa: PLR0913 - what lies where
     places: NDArray[np.int64],
     vectors: NDArray[np.float32],
+    coded: Coded,
+    start: int,
     items: Items,
     lists: Lists,
-    start: int,
     chunks: Chunks,
-    query: Queries,
-    room: Room,
+    holes: NDArray[np.int32],
 ) -> None:
-    """Lays vectors (n, d) at places (n,), each into the nearest of the lists from `start` on."""
+    """Lays vectors (n, d) at places (n,), each into the list `start` + its number.
+
+    Who leaves a list leaves a hole there, and who comes to it fills one. So most lists need not
+    be made shorter at the end, nor longer. `holes` is memory, of a number for each list.
+    """
+    holes[:] = -1
     for i in range(places.size):
+        if i + 2 * AHEAD < places.size:
+            prefetch(items.slots, places[i + 2 * AHEAD])
         if i + AHEAD < places.size:
             prefetch(items.vectors, places[i + AHEAD])
-            prefetch(items.slots, places[i + AHEAD])
-        place = places[i]
-        slot = items.slots[place] - 1
-        if slot >= 0:
-            prefetch(chunks.codes, slot // CHUNK)
-        encode_query(vectors, i, query, 0)
-        number = _nearest(lists, start, query, room)
-        if slot >= 0 and chunks.lists[slot // CHUNK] == number:
-            lists.squares[number] -= _square(items.vectors, place, lists.centroids, number)
-            _copy(vectors, i, items.vectors, place)
-            chunk, offset = slot // CHUNK, slot % CHUNK
-            scale = _encode_item(items.vectors, place, chunks.codes, chunk, offset)
-            chunks.scales[chunk, offset] = scale
-            rest = lists.squares[number] + _square(items.vectors, place, lists.centroids, number)
-            lists.squares[number] = max(rest, 0.0)
-            continue
-        if slot >= 0:
-            _take_out(items, place, lists, chunks)
-        _copy(vectors, i, items.vectors, place)
-        _append(items, place, lists, number, chunks)
+        _lay_or_leave(i, places[i], vectors, coded, start, items, lists, chunks, holes)
+    for i in range(places.size):
+        if i + AHEAD < places.size:
+            prefetch(chunks.codes, holes[start + coded.numbers[i + AHEAD]] // LANES)
+        if items.slots[places[i]] == -1 - i:
+            slot = _take_hole(start + coded.numbers[i], lists, chunks, holes)
+            _fill(slot, places[i], vectors, i, coded, i, items, lists, chunks)
+    for number in range(holes.size):
+        hole = holes[number]
+        while hole >= 0:
+            following = -2 - chunks.places[hole]
+            _close(hole, number, items, lists, chunks)
+            hole = following
     _set_spreads(lists)
+
+
+@_inlined
+def _lay_or_leave(  # noqa: PLR0913 - what lies where
+    i: int,
+    place: int,
+    vectors: NDArray[np.float32],
+    coded: Coded,
+    start: int,
+    items: Items,
+    lists: Lists,
+    chunks: Chunks,
+    holes: NDArray[np.int32],
+) -> None:
+    """Lays the i-th vector, and its bytes if it stays in its list.
+
+    Else the item is out of any list, its slot -1 - i. If it comes again, what comes last counts.
+    """
+    slot = items.slots[place] - 1
+    if slot < 0:
+        _copy(vectors, i, items.vectors, place)
+        items.slots[place] = -1 - i
+        return
+    number = chunks.lists[slot // CHUNK]
+    lists.squares[number] -= _square(items.vectors, place, lists.centroids, number)
+    _copy(vectors, i, items.vectors, place)
+    if number == start + coded.numbers[i]:
+        _fill(slot, place, vectors, i, coded, i, items, lists, chunks)
+        return
+    # The holes of a list are chained by what stands for their places, which is negative.
+    chunks.places[slot] = -2 - holes[number]
+    holes[number] = slot
+    items.slots[place] = -1 - i
+
+
+@_inlined
+def _take_hole(number: int, lists: Lists, chunks: Chunks, holes: NDArray[np.int32]) -> int:
+    """A slot of a list to be filled: a hole, or else one at the end."""
+    hole = holes[number]
+    if hole < 0:
+        return _add_slot(lists, number, chunks)
+    holes[number] = -2 - chunks.places[hole]
+    return int(hole)
 
 
 @compiled_in_place
@@ -252,49 +365,33 @@ def take_out(places: NDArray[np.int64], items: Items, lists: Lists, chunks: Chun
 @compiled_in_place
 def move(  # noqa: PLR0913 - what lies where
     limit: int,
+    centroids: Centroids,
+    start: int,
     items: Items,
     lists: Lists,
-    start: int,
     chunks: Chunks,
-    query: Queries,
-    room: Room,
+    some: Coded,
 ) -> int:
-    """Moves so many items from the lists before `start` to those behind; returns how many."""
+    """Moves so many items from the lists before `start` to those behind; returns how many.
+
+    The lists from `start` on are those of the centroids. `some` is memory, for TOGETHER vectors.
+    """
     moved, number = 0, 0
     while moved < limit and number < start:
         if lists.sizes[number] == 0:
             number += 1
             continue
-        last = (lists.sizes[number] - 1) % CHUNK
-        place = chunks.places[lists.tails[number], last]
-        if last >= AHEAD:
-            prefetch(items.vectors, chunks.places[lists.tails[number], last - AHEAD])
-        _take_out(items, place, lists, chunks)
-        encode_query(items.vectors, place, query, 0)
-        _append(items, place, lists, _nearest(lists, start, query, room), chunks)
-        moved += 1
+        end = lists.tails[number] * CHUNK + (lists.sizes[number] - 1) % CHUNK
+        count = min(TOGETHER, end % CHUNK + 1, limit - moved)
+        for at in range(count):
+            prefetch(items.vectors, chunks.places[max(end - at - AHEAD, 0)])
+            _encode(items.vectors, chunks.places[end - at], some, at)
+        find_nearest(some, centroids)
+        for at in range(count):
+            place = chunks.places[end - at]
+            _take_out(items, place, lists, chunks)
+            slot = _add_slot(lists, start + some.numbers[at], chunks)
+            _fill(slot, place, items.vectors, place, some, at, items, lists, chunks)
+        moved += count
     _set_spreads(lists)
     return moved
-
-
-@compiled_in_place
-def cluster(
-    sample: NDArray[np.float32],
-    lists: Lists,
-    sums: NDArray[np.float64],
-    query: Queries,
-    room: Room,
-) -> None:
-    """One round of k-means: moves every centroid to the middle of those nearest to it."""
-    sums[:] = 0
-    lists.sizes[:] = 0
-    for i in range(len(sample)):
-        encode_query(sample, i, query, 0)
-        number = _nearest(lists, 0, query, room)
-        lists.sizes[number] += 1
-        for j in range(sample.shape[1]):
-            sums[number, j] += sample[i, j]
-    for number in range(len(lists.sizes)):
-        if lists.sizes[number]:
-            for j in range(sample.shape[1]):
-                lists.centroids[number, j] = sums[number, j] / lists.sizes[number]

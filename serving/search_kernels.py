@@ -107,15 +107,16 @@ def _read_list(  # noqa: PLR0913 - what lies where
     dots, upper = room.lanes.ctypes.data, room.lanes[1]
     chunk = lists.tails[number]
     filled = (lists.sizes[number] - 1) % CHUNK + 1
-    block_bytes = chunks.codes.shape[1] * LANES // CHUNK
     while chunk >= 0:
         following = chunks.before[chunk]
         if following >= 0:
-            prefetch(chunks.codes, following)
-            prefetch(chunks.scales, following)
+            for start in range(following * CHUNK, (following + 1) * CHUNK, LANES):
+                prefetch(chunks.codes, start // LANES)
+                prefetch(chunks.scales, start)
         for start in range(0, filled, LANES):
-            products(chunks.codes, chunk, start // LANES * block_bytes, queries, room)
-            scales = chunks.scales.ctypes.data + 4 * (chunk * CHUNK + start)
+            slot = chunk * CHUNK + start
+            products(chunks.codes, slot // LANES, queries, room)
+            scales = chunks.scales.ctypes.data + 4 * slot
             if upper_lanes(dots, error, scales, least, dots + 4 * LANES) == 0:
                 continue
             if size + LANES > room.places.size:
@@ -124,9 +125,9 @@ def _read_list(  # noqa: PLR0913 - what lies where
                     return NO_ROOM, least
             for lane in range(min(LANES, filled - start)):
                 if upper[lane] >= least:
-                    place = chunks.places[chunk, start + lane]
+                    place = chunks.places[slot + lane]
                     if _is_open(place, filters):
-                        off = error * chunks.scales[chunk, start + lane]
+                        off = error * chunks.scales[slot + lane]
                         room.places[size] = place
                         room.upper[size] = upper[lane]
                         room.lower[size] = upper[lane] - 2 * off
@@ -141,7 +142,7 @@ def _read_list(  # noqa: PLR0913 - what lies where
 def _promise(lists: Lists, queries: Queries, reach: np.float32, room: Room) -> None:
     """Sets what every list may hold at most; -inf of an empty one."""
     for block in range(len(lists.codes)):
-        products(lists.codes, block, 0, queries, room)
+        products(lists.codes, block, queries, room)
         at = 4 * LANES * block
         sum_lanes(
             room.lanes.ctypes.data,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from features.batch import Ids
 from serving import dot_products
 from serving.index import IndexConfig, ItemIndex, Subset
-from serving.index_arrays import Floats32
-from serving.inverted_lists import ListTraining, find_centroids
+from serving.index_arrays import CHUNK, Floats32
+from serving.inverted_lists import Arriving, ListTraining, encode_centroids, find_centroids
 
 NONE = np.empty(0, np.int64)
 WIDTH = 10  # no multiple of four
@@ -65,6 +65,55 @@ class Plain:
         scores = (np.stack([self.items[i] for i in ids.tolist()]) @ queries.T).max(axis=1)
         order = np.argsort(-scores, kind="stable")[:count]
         return ids[order], scores[order]
+
+
+def lists_of(index: ItemIndex, ids: Ids) -> NDArray[np.int32]:
+    """The number of the list where each item lies."""
+    slots = index._slots.rows[index._places.find(ids)] - 1
+    numbers: NDArray[np.int32] = index._lists.chunks.lists[slots // CHUNK]
+    return numbers
+
+
+def check_lists(index: ItemIndex) -> None:
+    """Every item lies once, in a list without holes, as its bytes, where it is nearest."""
+    lists, chunks = index._lists.lists, index._lists.chunks
+    places, slots = index._places.find(index.ids), index._slots.rows
+    lying: list[int] = []
+    for number, size in enumerate(lists.sizes.tolist()):
+        chunk, left = int(lists.tails[number]), size
+        while left:
+            assert chunks.lists[chunk] == number
+            filled = (left - 1) % CHUNK + 1
+            lying += range(chunk * CHUNK, chunk * CHUNK + filled)
+            chunk, left = int(chunks.before[chunk]), left - filled
+        assert chunk == -1
+    used, free = chunks.counts.tolist()
+    assert len({slot // CHUNK for slot in lying} | {*chunks.free[:free].tolist()}) == used
+    np.testing.assert_array_equal(np.sort(chunks.places[lying]), np.sort(places))
+    np.testing.assert_array_equal(slots[chunks.places[lying]], np.array(lying) + 1)
+    assert np.count_nonzero(slots) == len(lying)
+
+    vectors = index.vectors(index.ids)[0].astype(np.float64)
+    at = slots[places] - 1
+    blocks = chunks.codes.view(np.uint8).reshape(len(chunks.codes), -1, 16, 4)
+    codes = blocks[at // 16, :, at % 16].reshape(len(at), -1)[:, : index.width].astype(np.int64)
+    steps = chunks.scales[at].astype(np.float64)
+    np.testing.assert_allclose(
+        (codes - 128) * steps[:, None], vectors, atol=0.501 * steps.max(initial=0)
+    )
+    of = chunks.lists[at // CHUNK]
+    centroids = lists.centroids.astype(np.float64)
+    squares = ((vectors - centroids[of]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(
+        lists.squares, np.bincount(of, squares, len(lists.sizes)), rtol=1e-4, atol=1e-2
+    )
+    if not index._lists.moving:
+        of_all = ((vectors[:, None] - centroids) ** 2).sum(axis=2)
+        of_all[:, np.isinf(lists.half_squares)] = np.inf
+        nearest = of_all.argmin(axis=1)
+        between = np.linalg.norm(centroids[of] - centroids[nearest], axis=1)
+        most = of_all.min(axis=1) + steps * np.sqrt(index.width) * between
+        assert (squares <= most * (1 + 1e-5) + 1e-5).all()
 
 
 def recall(index: ItemIndex, queries: Floats32, allowed: Subset | None = None) -> float:
@@ -149,6 +198,66 @@ def test_any_history_is_searched_as_a_plain_dict_would_be(
     np.testing.assert_array_equal(np.flatnonzero(known), sorted(plain.items))
     for item in np.flatnonzero(known).tolist():
         np.testing.assert_array_equal(vectors[item], plain.items[item])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["upsert", "upsert", "move a little", "remove", "train"]),
+            st.sampled_from([1, 3, 30, 300]),
+        ),
+        max_size=15,
+    ),
+    seed=st.integers(0, 1000),
+    exact_below=st.sampled_from([100, 1 << 40]),
+)
+def test_after_any_history_each_item_lies_in_the_nearest_list_of_both_copies(
+    steps: list[tuple[str, int]], seed: int, exact_below: int
+) -> None:
+    """The lists are longer than a chunk, and many items leave and come to each at once."""
+    rng = np.random.default_rng(seed)
+    training = ListTraining()
+    config = IndexConfig(exact_below=exact_below, lists=0.3, moved=1, moved_least=50)
+    copies = [ItemIndex(WIDTH, config, training) for _ in range(2)]
+    for what, count in [("upsert", 300), ("train", 1), ("upsert", 300), *steps]:
+        ids = rng.integers(0, 500, count)  # some of them more than once
+        vectors = rng.normal(size=(count, WIDTH)).astype(np.float32)
+        if what == "move a little":
+            ids = rng.permutation(copies[0].ids)[:count]
+            vectors = copies[0].vectors(ids)[0] + 0.05 * vectors[: len(ids)]
+        arriving = Arriving(vectors)
+        for copy in copies:
+            if what == "remove":
+                copy.remove(ids)
+            elif what != "train":
+                copy.upsert(ids, arriving)
+            else:
+                copy.settle()
+            training.take(wait=True)  # the next write installs it, of whichever copy
+            check_lists(copy)
+        all_ids = copies[0].ids
+        np.testing.assert_array_equal(copies[1].ids, all_ids)
+        for query in copies[0].vectors(all_ids[:3])[0]:
+            found, again = (copy.search(query[None], 500, NONE)[0] for copy in copies)
+            np.testing.assert_array_equal(found, again)
+            np.testing.assert_array_equal(np.sort(found), np.sort(all_ids))
+        same = copies[0]._generation == copies[1]._generation
+        if same and not any(copy._lists.moving for copy in copies):
+            numbers, again_numbers = (lists_of(copy, all_ids) for copy in copies)
+            np.testing.assert_array_equal(numbers, again_numbers)
+
+
+def test_what_one_copy_found_out_the_next_does_not_seek_again() -> None:
+    vectors = np.random.default_rng(17).normal(size=(50, WIDTH)).astype(np.float32)
+    some, others = encode_centroids(vectors[:20]), encode_centroids(vectors[20:40])
+    arriving = Arriving(vectors)
+    coded = arriving.coded(some)
+    np.testing.assert_array_equal(coded.numbers[:20], np.arange(20))
+    coded.numbers[:] = -1
+    assert (arriving.coded(some).numbers == -1).all()
+    np.testing.assert_array_equal(arriving.coded(others).numbers[20:40], np.arange(20))
+    np.testing.assert_array_equal(arriving.coded(some).numbers[:20], np.arange(20))
 
 
 @settings(max_examples=30, deadline=None)
@@ -280,7 +389,7 @@ def test_lists_that_no_longer_fit_are_replaced_while_searches_go_on() -> None:
     index.upsert(np.arange(4000), vectors)
     assert index.figures()["distance_drift"] > config.distance
     index.upsert(np.arange(1), vectors[:1])
-    index._training._running.result(timeout=60)  # type: ignore[union-attr]
+    index._training.take(wait=True)
     moving: list[float] = []
     while not moving or moving[-1] > 0:
         index.upsert(np.arange(10), vectors[:10])
@@ -306,6 +415,22 @@ def test_both_copies_of_a_model_share_one_training() -> None:
     for query in clusters(np.random.default_rng(10), 20):
         answers = [copy.search(query[None], 50, NONE) for copy in copies]
         np.testing.assert_array_equal(answers[0][0], answers[1][0])
+
+
+def test_a_twin_lies_in_the_same_lists_and_needs_no_training() -> None:
+    index = ItemIndex(32, IndexConfig(exact_below=500))
+    ids = np.arange(3000)
+    index.upsert(ids, clusters(np.random.default_rng(9), 3000))
+    index.settle()
+    index.remove(np.arange(0, 500, 3))  # so that items lie elsewhere in the twin
+    left = index.ids
+    twin = index.twin()
+    assert twin.figures()["trainings"] == index.figures()["trainings"] == 1
+    assert twin.figures()["distance_drift"] == pytest.approx(index.figures()["distance_drift"])
+    assert not index._training.running
+    np.testing.assert_array_equal(lists_of(twin, left), lists_of(index, left))
+    np.testing.assert_array_equal(twin.vectors(left)[0], index.vectors(left)[0])
+    check_lists(twin)
 
 
 def test_a_training_that_fails_is_told_and_the_items_stay_where_they_are() -> None:
@@ -417,12 +542,48 @@ def test_products_are_the_same_without_the_instruction_for_them(
         numba.njit(body)(codes, query, start, np.ones(1, np.float32), out)
         return out
 
+    def nearest(
+        codes: NDArray[np.uint8], half: Floats32, vectors: NDArray[np.int8]
+    ) -> NDArray[np.int32]:
+        def body(
+            codes: NDArray[np.uint8],
+            half: Floats32,
+            vectors: NDArray[np.int8],
+            start: NDArray[np.int32],
+            ones: Floats32,
+            out: NDArray[np.int32],
+        ) -> None:
+            dot_products.nearest(
+                codes.ctypes.data,
+                ones.ctypes.data,
+                half.ctypes.data,
+                half.size // 16,
+                vectors.ctypes.data,
+                start.ctypes.data,
+                ones.ctypes.data,
+                vectors.shape[1] // 4,
+                out.ctypes.data,
+            )
+
+        out = np.empty(len(vectors), np.int32)
+        start = -128 * vectors.sum(axis=1, dtype=np.int32)
+        numba.njit(body)(codes, half, vectors, start, np.ones(half.size, np.float32), out)
+        return out
+
     rng = np.random.default_rng(15)
     codes = rng.integers(0, 256, 64 * 5).astype(np.uint8)
     query = rng.integers(-128, 128, 8 * 5).astype(np.int8)
     high, low = query.reshape(5, 2, 4).astype(np.int64).transpose(1, 0, 2).reshape(2, 20)
     vectors = codes.reshape(5, 16, 4).transpose(1, 0, 2).reshape(16, 20).astype(np.int64) - 128
     expected = vectors @ (128 * high + low)
+    numbers = rng.integers(-128, 128, (48, 20))  # three blocks of centroids
+    blocks = (numbers + 128).astype(np.uint8).reshape(3, 16, 5, 4).transpose(0, 2, 1, 3)
+    half = (numbers**2).sum(axis=1).astype(np.float32) / 2
+    half[40:] = np.inf
+    asking = rng.integers(-127, 128, (dot_products.TOGETHER, 20)).astype(np.int8)
+    there = (asking.astype(np.int64) @ numbers.T - half).argmax(axis=1)
     for fast in {False, dot_products.FAST}:
         monkeypatch.setattr(dot_products, "FAST", fast)
         np.testing.assert_allclose(product(codes, query), expected, atol=1)
+        found = nearest(np.ascontiguousarray(blocks), half, asking)
+        np.testing.assert_array_equal(found, there)
