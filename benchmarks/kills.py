@@ -10,13 +10,13 @@ merged newest cut must be that of a trainer which nobody disturbed, and a new ro
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -139,15 +139,25 @@ def copy_of(template: Home, path: Path) -> Home:
 
 def live(home: Home, seconds: float | None = None) -> bool:
     """Trains in a process of its own; whether it came to the end before it was killed."""
-    process = PROCESSES.Process(target=train_to_the_end, args=(home.path, RECIPE))
-    process.start()
+    process = start(home)
     process.join(seconds)
-    if process.exitcode is None:
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
+    return not kill(process)
+
+
+def start(home: Home, recipe: Recipe = RECIPE) -> ForkServerProcess:
+    """A process of its own that trains to the end."""
+    process = PROCESSES.Process(target=train_to_the_end, args=(home.path, recipe))
+    process.start()
+    return process
+
+
+def kill(process: ForkServerProcess) -> bool:
+    """Ends the process with SIGKILL; False if it had come to its end by itself."""
+    process.kill()
+    process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"the trainer in {home.path} ended with exit code {process.exitcode}")
-    return process.exitcode == 0
+        raise RuntimeError(f"the trainer ended with exit code {process.exitcode}")
+    return process.exitcode != 0
 
 
 Live = Callable[[Home, float | None], bool]  # as `live`

@@ -34,7 +34,10 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("toml", "named"),
     [
+        ("= 3", "is not TOML"),
+        ("source = 'nowhere'", "source = 'nowhere'"),
         ("[trainer]\nmood = 1", "trainer.mood is not a setting"),
+        ("[trainer.negatives]\nuniform = 'many'", "trainer.negatives.uniform = 'many'"),
         ("[trainer.frequency]\nalpha = 'small'", "trainer.frequency.alpha"),
         ("[replay]\nahead = 1.5", "replay.ahead = 1.5"),
         ("[joiner]\nstep_size = 0", "joiner.step_size = 0"),

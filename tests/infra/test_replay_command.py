@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from infra.cli import app
 from infra.recipe import load_recipe
 from infra.replay import joiner_lag, show_sources
 from streaming.decode import decode_events
-from streaming.errors import ConfigError
+from streaming.errors import ConfigError, HeadraceError
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, TopicPartition
@@ -115,10 +117,16 @@ def test_a_shifted_replay_happens_now(home: Path, log: FileLog) -> None:
     assert before_us / 1e6 <= times[0].timestamp() <= times[-1].timestamp() <= time.time()
 
 
+def test_what_cannot_be_is_one_sentence(home: Path) -> None:
+    code, output = run(home)
+    assert code == 1
+    assert output.startswith("headrace: replay needs a SOURCE: `headrace replay --list` shows them")
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "replay needs a SOURCE: `headrace replay --list` shows them"),
         (("ml-20m",), "source = 'ml-20m': there is none of that name; known are ml-latest-small"),
         (("ml-1m",), "source 'ml-1m' needs data that is not shipped"),
         (("ml-1m", "--data", "/nowhere"), "in /nowhere/ml-1m, and movies.dat is not there"),
@@ -126,14 +134,12 @@ def test_a_shifted_replay_happens_now(home: Path, log: FileLog) -> None:
         (("open-bandit", "--log", "carrier-pigeon://x"), "log = 'carrier-pigeon://x'"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(
-    home: Path, arguments: tuple[str, ...], sentence: str
-) -> None:
-    code, output = run(home, *arguments)
-    assert code == 1
-    assert output.startswith("headrace: ")
-    assert sentence in output
-    assert "Traceback" not in output
+def test_what_is_wrong_is_named(home: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    unset = {"HEADRACE_DATA": None, "HEADRACE_LOG": None}
+    command = ["replay", *arguments, "--home", str(home)]
+    error = CliRunner().invoke(app, command, env=unset).exception
+    assert isinstance(error, HeadraceError)
+    assert sentence in str(error)
 
 
 def test_the_list_shows_every_source_and_where_its_data_is(

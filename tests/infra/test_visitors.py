@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -19,16 +19,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks._service import Service, free_port
+from benchmarks._service import free_port
 from infra.visitor import Visit, Visitors
 from infra.visitor_report import Report, line, show
 from infra.visitor_service import ServiceError, VisitorService
 from infra.visitors import Crowd, VisitorsConfig, wait_until_ready
-from streaming.decode import decode_events
 from streaming.errors import ConfigError
-from streaming.events import EventRules
-from streaming.log import EVENTS, TopicPartition
-from streaming.open_log import open_log
 from streaming.sources.choice import REACTIONS
 from streaming.sources.population import PopulationConfig
 from streaming.sources.truth import Truth
@@ -363,46 +359,3 @@ def test_a_service_that_is_not_there_is_one_sentence() -> None:
     assert done.returncode == 1
     assert f"headrace: {url} does not answer" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_visitors_of_a_real_service_leave_their_events_in_its_log(running: Service) -> None:
-    config = VisitorsConfig(rate=20.0, duration_s=4.0, haste=1e6, users=30)
-    service = VisitorService(running.url, config.timeout_s)
-    crowd = Crowd(WORLD, config, service)
-    crowd.run(Console(quiet=True), threading.Event())
-    figures = crowd.report.figures()
-    assert figures["requests"] > 20
-    assert "errors" not in figures, crowd.report.last_error
-    assert figures.get("events_refused", 0) == 0
-    home = next(p for p in running.output.parent.iterdir() if (p / "log.db").exists())
-    mine: list[dict[str, Any]] = []
-    with closing(open_log(f"file://{home / 'log.db'}")) as log:
-        # The service logs impressions itself, a little after its answers.
-
-        def all_there() -> bool:
-            mine.extend(of_visitors(log, len(mine)))
-            return shown_in(mine) >= figures["impressions"]
-
-        running.wait_for(all_there)
-    assert shown_in(mine) == figures["impressions"]
-    assert len(mine) == figures["events"] + figures["impressions"]
-    assert len({e["event_id"] for e in mine}) == len(mine)
-    assert all(e["position"] is not None and e["scenario"] for e in mine)
-
-
-def of_visitors(log: Any, known: int) -> list[dict[str, Any]]:
-    """What visitors did, in the order of the log, from a number on."""
-    decoded = decode_events(list(read_all(log)), EventRules()).events.to_pylist()
-    mine = [e for e in decoded if (e["user_id"] or "").startswith("u") and e["request_id"]]
-    return mine[known:]
-
-
-def shown_in(events: list[dict[str, Any]]) -> int:
-    return sum(e["kind"] == "impression" for e in events)
-
-
-def read_all(log: Any) -> Iterator[Any]:
-    position = 0
-    while found := log.read({TopicPartition(EVENTS, 0): position}, 1_000, 0.0):
-        yield from found
-        position = found[-1].offset + 1

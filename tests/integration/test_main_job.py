@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from typer.testing import CliRunner
 
-from benchmarks._service import Service, service
+from benchmarks._service import Service, free_port
 from benchmarks.clicks import time_click
+from infra.cli import app
+from infra.visitor_service import VisitorService
+from infra.visitors import Crowd, VisitorsConfig
+from streaming.decode import decode_events
+from streaming.errors import HeadraceError
+from streaming.events import EventRules
+from streaming.log import EVENTS, Log, TopicPartition
+from streaming.open_log import open_log
+from streaming.sources.population import PopulationConfig
+from streaming.sources.world import World, WorldConfig
 
 MOVIES = 9_125
-REPLAYED = 14_000  # of 109,129 events: all movies and the first ratings
 
 
-def process_of(home: Path, role: str) -> int:
-    """The newest process id that an actor has written to its log."""
-    found = re.findall(rf"the {role} is process (\d+)", (home / "logs" / f"{role}.log").read_text())
-    return int(found[-1])
-
-
-def headrace(
-    home: Path, *arguments: str, port: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end."""
-    environment = {**os.environ, "HEADRACE_HOME": str(home), "HEADRACE_PORT": str(port or 1)}
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *arguments],
-        env=environment, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-
-
-def one_sentence(result: subprocess.CompletedProcess[str]) -> str:
-    """What an expected failure prints: a message for people, never a traceback."""
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("headrace: ")
-    return result.stderr
+def refusal(*arguments: str) -> str:
+    """The sentence with which `headrace run` refuses to start."""
+    error = CliRunner().invoke(app, ["run", *arguments]).exception
+    assert isinstance(error, HeadraceError), error
+    return str(error)
 
 
 def test_the_replay_is_learnt_and_beats_nothing_at_all(running: Service) -> None:
@@ -122,90 +116,68 @@ def test_metrics_are_for_prometheus(running: Service) -> None:
     assert figures["recall@50"] > 0
 
 
-@pytest.mark.timeout(400)  # four starts of the whole system
-def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    recipe = {"replay.limit": REPLAYED, "trainer_loop.cut_every_s": 1.0, "loop.cut_every_s": 1.0}
-    with service(home, recipe) as first:
-        first.wait_until_ready()
-        for role in ("trainer", "joiner", "aggregator"):
-            killed = process_of(home, role)
-            os.kill(killed, signal.SIGKILL)
-            first.wait_for(lambda role=role, killed=killed: process_of(home, role) != killed)
-        first.wait_for(first.caught_up)
-        status = first.get("/v1/status")
-        assert min(status["restarts"].values()) >= 1
-        assert status["metrics"]["samples"] == REPLAYED - MOVIES  # every rating once
-        assert time_click(first, "survivor", "318")[0] > 0
-        first.wait_for(first.caught_up)
-        assert first.stop() == 0
-        assert "Stopped." in first.output.read_text()
-
-    shown = headrace(home, "status", "--json")
-    before = json.loads(shown.stdout)
-    assert before["metrics"]["samples"] == REPLAYED - MOVIES + 1
-    assert not any(before["lag"].values())
-    assert "Where every step stands" in headrace(home, "status").stdout
-
-    with service(home, recipe) as second:
-        second.wait_until_ready()
-        again = second.get("/v1/status")
-        assert again["records"]["events"] == before["records"]["events"]
-        second.wait_for(lambda: second.get("/v1/status")["metrics"]["samples"] > 0)
-        assert second.get("/v1/status")["metrics"] == before["metrics"]
-        assert second.get("/v1/recommend?user_id=survivor")["known_actions"] == 1
-        assert second.stop(signal.SIGTERM) == 0
-        assert second.output.read_text().count("Stopped.") == 2
-
-    damage_newest_cuts(home / "cuts" / "trainer")
-    result = headrace(home, "run", port=second.port)
-    message = one_sentence(result)
-    assert "no cut in" in message
-    assert "--fresh" in message
-
-    with service(home, recipe, "--fresh", "--until-learnt") as third:
-        assert third.process.wait(200) == 0  # what was damaged is gone, and so is the survivor
-    after = json.loads(headrace(home, "status", "--json").stdout)
-    assert after["metrics"]["samples"] == REPLAYED - MOVIES
+def test_visitors_leave_their_events_in_the_log(running: Service) -> None:
+    config = VisitorsConfig(rate=20.0, duration_s=4.0, haste=1e6, users=30)
+    world = World(WorldConfig(days=2, population=PopulationConfig(users=100, items=100)))
+    crowd = Crowd(world, config, VisitorService(running.url, config.timeout_s))
+    crowd.run(Console(quiet=True), threading.Event())
+    figures = crowd.report.figures()
+    assert figures["requests"] > 20
+    assert "errors" not in figures, crowd.report.last_error
+    assert figures.get("events_refused", 0) == 0
+    with closing(open_log((home_of(running) / "log.db").as_uri())) as log:
+        # The service logs impressions itself, a little after its answers.
+        running.wait_for(lambda: len(impressions(of_visitors(log))) >= figures["impressions"])
+        found = of_visitors(log)
+    assert len(impressions(found)) == figures["impressions"]
+    assert len(found) == figures["events"] + figures["impressions"]
+    assert len({event["event_id"] for event in found}) == len(found)
+    assert all(event["position"] is not None and event["scenario"] for event in found)
 
 
-def damage_newest_cuts(cuts: Path) -> None:
-    """Flips a byte in a shard of every cut."""
-    for shard in cuts.glob("cut-*/dense.arrow"):
-        data = bytearray(shard.read_bytes())
-        data[len(data) // 2] ^= 1
-        shard.write_bytes(data)
+def of_visitors(log: Log) -> list[dict[str, Any]]:
+    """What visitors have left."""
+    records = log.read({TopicPartition(EVENTS, 0): 0}, 1_000_000, 0.0)
+    events: list[dict[str, Any]] = decode_events(records, EventRules()).events.to_pylist()
+    return [e for e in events if (e["user_id"] or "").startswith("u") and e["request_id"]]
+
+
+def impressions(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["kind"] == "impression"]
 
 
 def test_a_port_in_use_is_said_in_a_sentence(running: Service, tmp_path: Path) -> None:
-    message = one_sentence(headrace(tmp_path / "other", "run", port=running.port))
+    message = refusal("--home", str(tmp_path / "other"), "--port", str(running.port))
     assert str(running.port) in message
     assert "HEADRACE_PORT" in message
 
 
-def test_a_home_in_use_is_said_in_a_sentence(
-    running: Service, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    home = tmp_path_factory.getbasetemp() / "shared0" / "home"
-    message = one_sentence(headrace(home, "run"))
+def test_a_home_in_use_is_said_in_a_sentence(running: Service) -> None:
+    message = refusal("--home", str(home_of(running)), "--port", str(free_port()))
     assert str(running.process.pid) in message
 
 
-def test_status_of_nothing_says_how_to_start(tmp_path: Path) -> None:
-    assert "headrace run" in one_sentence(headrace(tmp_path / "nothing", "status"))
-
-
 @pytest.mark.parametrize(
-    ("toml", "named"),
+    ("arguments", "sentence"),
     [
-        ("[trainer.negatives]\nuniform = 'many'", "trainer.negatives.uniform = 'many'"),
-        ("[trainer]\nmood = 1", "trainer.mood is not a setting"),
-        ("[trainer.options]\nwidht = 3", "trainer.options.widht is not a setting"),
-        ("source = 'nowhere'", "source = 'nowhere'"),
-        ("= 3", "is not TOML"),
+        (("status",), "nothing has run in .* yet: start with `headrace run`"),
+        (("run", "{wrong}"), "trainer.mood is not a setting"),
     ],
 )
-def test_a_wrong_recipe_names_the_setting(tmp_path: Path, toml: str, named: str) -> None:
-    recipe = tmp_path / "wrong.toml"
-    recipe.write_text(toml)
-    assert named in one_sentence(headrace(tmp_path / "home", "run", str(recipe))).replace("\n", " ")
+def test_what_cannot_be_is_one_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[trainer]\nmood = 1")
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", *(a.format(wrong=wrong) for a in arguments)],
+        env={**os.environ, "HEADRACE_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.match(f"headrace: .*{sentence}", done.stderr.replace("\n", " "))
+    assert "Traceback" not in done.stderr
+
+
+def home_of(running: Service) -> Path:
+    return running.output.with_suffix("")

@@ -7,9 +7,10 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from multiprocessing import forkserver
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,12 @@ from streaming.log import EVENTS, SAMPLES, Append
 PARTITIONS = 2
 RECORDS = 140
 REMEMBERED = 40
+KILLS = 12
 START = datetime(2025, 3, 1, tzinfo=UTC)
 # Files come thick and fast, and days are compacted while others are written.
 CONFIG = ArchiveConfig(rows=25, limit=16, seconds=1e9, files=2, closed_after_h=1)
 PROCESSES = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _preloaded() -> Iterator[None]:
-    PROCESSES.set_forkserver_preload(["streaming.archiver", "streaming.archive_check"])
-    yield
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # else it outlives the tests
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def some_events(rng: random.Random, count: int, progress: float) -> list[Event]:
@@ -218,18 +214,26 @@ def test_without_its_cuts_it_reads_everything_again_and_adds_no_row(
 
 
 def test_kills_at_random_moments_change_no_row(
-    home: Path, undisturbed: dict[str, pa.Table]
+    template: Path, undisturbed: dict[str, pa.Table], tmp_path: Path
 ) -> None:
     moments = random.Random(1)
-    killed = 0
-    for _ in range(12):
-        process = PROCESSES.Process(target=live, args=(home, -1, 1))
-        process.start()
-        process.join(moments.uniform(0.02, 0.3))
-        if process.exitcode is not None:
+    left, longest_s = KILLS, 0.3
+    for number in count():
+        home = Path(shutil.copytree(template, tmp_path / f"home-{number}"))
+        killed = 0
+        while killed < left:
+            begun = time.monotonic()
+            process = PROCESSES.Process(target=live, args=(home, -1, 1))
+            process.start()
+            process.join(moments.uniform(0.0, longest_s))
+            process.kill()
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            if process.exitcode == 0:  # it came to the end: the next home's may die earlier
+                longest_s = min(longest_s, time.monotonic() - begun)
+                break
+            killed += 1
+        assert finished(home) == undisturbed
+        left -= killed
+        if not left:
             break
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        killed += 1
-    assert killed >= 3
-    assert finished(home) == undisturbed

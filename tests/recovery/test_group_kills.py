@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +20,13 @@ from benchmarks.group_kills import (
     make_template,
     start,
 )
-from benchmarks.kills import PRELOADED, PROCESSES, copy_of, newest, rounds
+from benchmarks.kills import copy_of, newest, rounds
 from infra.home import Home
 from trainers.group import GroupConfig
 
 KILLS = 10
 LONGEST_S = 2.0  # about what a group needs that nobody disturbs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _preloaded() -> Iterator[None]:
-    PROCESSES.set_forkserver_preload(
-        [*PRELOADED, "benchmarks.group_kills", "trainers.group", "pytest"]
-    )
-    yield
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # else it outlives the tests
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +47,28 @@ def test_ten_kills_of_any_rank_lose_no_sample_and_learn_none_twice(
     assert kills == KILLS
 
 
-def test_a_rank_that_hangs_is_lost_and_a_new_group_goes_on(template: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_or_hangs_while_it_learns_is_lost_and_a_new_group_goes_on(
+    template: Home, tmp_path: Path, victim: int
+) -> None:
     home = copy_of(template, tmp_path / "home")
-    impatient = replace(RECIPE, group=GroupConfig(ranks=2, answer_within_s=4.0))
-    for stopped in (0, 1):
+    impatient = replace(
+        RECIPE,
+        group=GroupConfig(ranks=2, answer_within_s=4.0),
+        trainer_loop=replace(RECIPE.trainer_loop, limit=1),  # so there is something left to learn
+    )
+    for blow in (signal.SIGKILL, signal.SIGSTOP):
         before = newest_cut(home)
         _store, ranks = start(home, impatient)
         while newest_cut(home) == before:  # it has begun to learn
             assert all(rank.is_alive() for rank in ranks)
-            time.sleep(0.005)
-        pid = ranks[stopped].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        ranks[1 - stopped].join(30)
-        ranks[stopped].kill()
-        ranks[stopped].join()
-        assert ranks[1 - stopped].exitcode == LOST
-        assert ranks[stopped].exitcode == -signal.SIGKILL
+            time.sleep(0.001)
+        os.kill(ranks[victim].pid or 0, blow)
+        ranks[1 - victim].join(30)
+        ranks[victim].kill()
+        ranks[victim].join()
+        assert ranks[1 - victim].exitcode == LOST
+        assert ranks[victim].exitcode == -signal.SIGKILL
     assert life_of_a_group(np.random.default_rng(0))(home, None)
     assert learnt(home) == logged(home)
 

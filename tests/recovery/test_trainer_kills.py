@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from multiprocessing import forkserver
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.kills import (
-    PRELOADED,
-    PROCESSES,
     RECIPE,
     copy_of,
     fingerprint,
+    kill,
     live,
     make_template,
     newest,
+    newest_continues,
     rounds,
+    start,
     undisturbed_life,
 )
 from infra.home import Home
@@ -34,13 +35,7 @@ from trainers.version_store import VersionStore
 
 KILLS = 10
 TABLES = ("user", "item", "token")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _preloaded() -> Iterator[None]:
-    PROCESSES.set_forkserver_preload([*PRELOADED, "pytest"])
-    yield
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # else it outlives the tests
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +80,33 @@ def test_ten_kills_at_random_moments_change_no_bit(
     template: Home, undisturbed: tuple[Home, float], tmp_path: Path
 ) -> None:
     whole, seconds = undisturbed
-    continued = 0
-    # How far a process has come after so many seconds is the machine's affair: should none have
-    # begun a chain of cuts when it was killed, they are killed once more, sooner or later.
-    for attempt in range(3):
-        kills = 0
-        for ended in rounds(template, tmp_path / str(attempt), KILLS, seconds * 0.7**attempt):
-            assert fingerprint(newest(ended.home)) == fingerprint(newest(whole))
-            kills, continued = kills + ended.kills, continued + ended.continued
-        assert kills == KILLS
-        if continued:
-            break
-    assert continued > 0, "no kill left a chain of cuts: what this is about was not tried"
+    kills = 0
+    for ended in rounds(template, tmp_path, KILLS, seconds):
+        assert fingerprint(newest(ended.home)) == fingerprint(newest(whole))
+        kills += ended.kills
+    assert kills == KILLS
+
+
+def test_a_kill_that_leaves_a_chain_of_cuts_changes_no_bit(
+    template: Home, undisturbed: tuple[Home, float], tmp_path: Path
+) -> None:
+    home = killed_in_a_chain(template, tmp_path)
+    assert live(home)
+    assert fingerprint(newest(home)) == fingerprint(newest(undisturbed[0]))
+
+
+def killed_in_a_chain(template: Home, folder: Path) -> Home:
+    """A home whose trainer was killed when the newest of its cuts continued another."""
+    slow = replace(RECIPE, trainer_loop=replace(RECIPE.trainer_loop, limit=1))  # twice the cuts
+    for attempt in range(10):
+        home = copy_of(template, folder / f"home-{attempt}")
+        process = start(home, slow)
+        while process.is_alive() and not newest_continues(home):
+            time.sleep(0.001)
+        # It goes on while it is looked at: it may have made its cuts one since, or have ended.
+        if kill(process) and newest_continues(home):
+            return home
+    raise AssertionError("a chain was never there long enough to kill its process")
 
 
 def test_after_a_kill_a_replica_has_the_very_rows_of_the_trainer(

@@ -1,11 +1,9 @@
-"""What the tests of the ground floor share: other processes, a disk that fills up, records."""
+"""What the tests of the ground floor share: a disk that fills up, records."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,6 @@ from streaming.log import EVENTS, Append, Record
 # The same examples in every run, and time enough for each on a busy machine.
 settings.register_profile("headrace", deadline=None, derandomize=True)
 settings.load_profile("headrace")
-
-
-@pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
-    """Real processes that start in some ten milliseconds: forked from one that has imported."""
-    context = get_context("forkserver")
-    wanted = ["pytest", "streaming.joiner", "streaming.open_log", "features.behaviour"]
-    context.set_forkserver_preload(wanted)
-    return context
 
 
 @pytest.fixture

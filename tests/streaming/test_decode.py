@@ -129,7 +129,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(value)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(objects() | objects() | damaged() | st.binary(max_size=9), max_size=8))
 @example([b'{"kind":"user","user_id":"a', b'b"}'])
 @example([b'{"kind":"user","user_id":"a"},{"kind":"user","user_id":"b"}', b""])

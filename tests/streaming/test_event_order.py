@@ -250,7 +250,7 @@ STORY = st.lists(
 DELAYS = st.lists(st.floats(0, LATENESS_S), min_size=20, max_size=20)
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(STORY, DELAYS, st.lists(st.tuples(st.integers(0, 19), st.floats(0, 90)), max_size=8))
 def test_any_order_of_arrival_and_any_repetition_give_the_same_rows(
     story: list[dict[str, Any]], delays: list[float], repeats: list[tuple[int, float]]

@@ -61,7 +61,7 @@ EVENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=800)
+@settings(max_examples=300)
 @given(EVENTS, st.sets(st.sampled_from(["colour", "kind", *Event.__struct_fields__])))
 def test_the_schema_accepts_what_the_parser_accepts(
     event: dict[str, Any], dropped: set[str]

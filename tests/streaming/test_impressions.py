@@ -929,7 +929,7 @@ def events_of(steps: Sequence[tuple[Any, ...]], config: ImpressionsConfig) -> li
     return told
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(STEPS, max_size=60), CONFIGS)
 def test_every_row_and_every_count_is_that_of_a_plain_account(
     steps: list[tuple[Any, ...]], config: ImpressionsConfig

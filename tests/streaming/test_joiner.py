@@ -679,7 +679,7 @@ JOINED = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(JOINED, st.lists(st.integers(1, 9), max_size=6), st.booleans(), st.sampled_from([0, 4]))
 def test_any_cut_into_batches_with_a_restart_at_each_gives_the_same_rows(
     events: Rows, sizes: list[int], restarts: bool, lateness_s: int

@@ -224,7 +224,7 @@ def test_a_broker_that_stops_answering_and_comes_back(
         for _ in range(3):
             loop.turn()
         broker.pause()
-        timer = threading.Timer(2.0, broker.resume)
+        timer = threading.Timer(1.0, broker.resume)
         timer.start()
         try:
             while loop.positions[PLACE] < log.ends([EVENTS])[PLACE]:
