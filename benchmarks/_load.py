@@ -50,7 +50,7 @@ class Balancer:
         self._turn += 1
         return ready[self._turn % len(ready)]
 
-    async def watch(self, period_s: float = 0.1) -> None:
+    async def watch(self, period_s: float = 0.25) -> None:
         """Asks every server again and again whether it is ready."""
         while True:
             for port in list(self.ports):

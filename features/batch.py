@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.definitions import SAMPLE_FEATURES, FeatureError, type_name
 from streaming.event_columns import NONE
-from streaming.kernels import compiled
+from streaming.kernels import compiled_briefly
 
 Ids = NDArray[np.int64]
 
@@ -267,7 +267,7 @@ def known_user(user: int, row: Mapping[str, Any]) -> Users:
     )
 
 
-@compiled
+@compiled_briefly
 def _split(
     items: Ids, offsets: Ids, rewards: NDArray[np.float32], count: int, least: float
 ) -> tuple[Ids, Ids]:

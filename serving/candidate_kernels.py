@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.kernels import EMPTY, compiled, get, put
+from streaming.kernels import EMPTY, compiled_briefly, get, put
 
 Ids = NDArray[np.int64]
 _HIDDEN = -2  # the place of an item that is not shown
 
 
-@compiled
+@compiled_briefly
 def places_shown(items: Ids, hidden: Ids, count: int) -> Ids:
     """The places of the first `count` items that are not hidden."""
     slots = _slots(hidden.size)
@@ -30,7 +30,7 @@ def places_shown(items: Ids, hidden: Ids, count: int) -> Ids:
     return places[:found]
 
 
-@compiled
+@compiled_briefly
 def pool(
     items: Ids, shares: NDArray[np.float64], sizes: Ids, hidden: Ids
 ) -> tuple[Ids, NDArray[np.float64], NDArray[np.float64]]:
@@ -72,7 +72,7 @@ def pool(
     return distinct[order], totals[order], parts
 
 
-@compiled
+@compiled_briefly
 def _settle_equals(order: Ids, totals: NDArray[np.float64], distinct: Ids) -> None:
     """Puts runs of equal totals in the order of their ids."""
     for end in range(1, order.size):
@@ -87,7 +87,7 @@ def _settle_equals(order: Ids, totals: NDArray[np.float64], distinct: Ids) -> No
         order[at] = moved
 
 
-@compiled
+@compiled_briefly
 def _slots(count: int) -> Any:
     """An empty map with room for `count` keys."""
     return np.zeros(4 * max(8, count), np.int64)

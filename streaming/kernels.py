@@ -22,6 +22,13 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True)(function))
 
 
+def compiled_briefly(function: F) -> F:
+    """As `compiled`, for a call that ends so soon that to let go of the interpreter meanwhile, and
+    to wait until another thread gives it back, would take longer.
+    """
+    return cast(F, numba.njit(cache=True)(function))
+
+
 def internal(function: F) -> F:
     """As `compiled`, for a function that compiled ones call.
 

@@ -144,6 +144,7 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
     )  # fmt: skip
     async def recommend(request: Request) -> Response:
         """The items for a user now; recent popularity for one who is not known."""
+        gate.check()
         asked = parsed_query(RecommendQuery, request.query_params)
         filters: dict[str, list[str]] = {}
         for one in asked.filter:
