@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infra import (
     archive_command,
@@ -92,13 +93,14 @@ def run(  # noqa: PLR0913 - the options of a command line
     """
     from infra.home import Home
     from infra.recipe import load_recipe
-    from infra.run import run as run_system
 
     loaded = load_recipe(recipe)
     if host is not None:
         loaded = replace(loaded, serving=replace(loaded.serving, host=host))
     if learning is not None:
         loaded = replace(loaded, learning=learning)
+    from infra.run import run as run_system  # after the recipe: it imports for seconds
+
     run_system(
         loaded,
         Home(home or Path(".headrace"), log or loaded.log),
@@ -157,7 +159,7 @@ def main() -> None:
         app()
     except HeadraceError as error:
         Console(stderr=True).print(
-            f"[bold red]headrace:[/] {error}", highlight=False, soft_wrap=True
+            f"[bold red]headrace:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(1)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infra.log_option import HomeOption, LogOption
 
@@ -64,6 +65,6 @@ def doctor(  # noqa: PLR0913 - the options of a command line
 def show(findings: list[Finding], console: Console) -> None:
     """Prints the findings for people."""
     for finding in findings:
-        line = f"{_SIGNS[finding.outcome]}  [bold]{finding.check}[/]: {finding.reason}"
-        console.print(line + (f"; {finding.mend}" if finding.mend else ""), highlight=False,
-                      soft_wrap=True)  # fmt: skip
+        said = escape(f"{finding.reason}; {finding.mend}" if finding.mend else finding.reason)
+        line = f"{_SIGNS[finding.outcome]}  [bold]{escape(finding.check)}[/]: {said}"
+        console.print(line, highlight=False, soft_wrap=True)
