@@ -24,6 +24,7 @@ from streaming.settings import fill
 from streaming.sources.registry import find_source
 from streaming.sources.replay import ReplayConfig
 from trainers.group import GroupConfig
+from trainers.models import find as find_model
 from trainers.trainer import TrainerConfig
 
 __all__ = ["NO_SOURCE", "RECIPES", "Recipe", "load_recipe"]
@@ -80,4 +81,5 @@ def load_recipe(name_or_path: str) -> Recipe:
     recipe = fill(Recipe, read_recipe(name_or_path), "")
     if recipe.source != NO_SOURCE:
         find_source(recipe.source)
+    find_model(recipe.trainer.model, recipe.trainer.options)  # sooner than the trainer would
     return recipe

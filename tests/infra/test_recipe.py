@@ -36,6 +36,8 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
     [
         ("= 3", "is not TOML"),
         ("source = 'nowhere'", "source = 'nowhere'"),
+        ("[trainer]\nmodel = 'one_tower'", "model = 'one_tower': known are"),
+        ("[trainer.options]\nwidht = 8", "trainer.options.widht is not a setting"),
         ("[trainer]\nmood = 1", "trainer.mood is not a setting"),
         ("[trainer.negatives]\nuniform = 'many'", "trainer.negatives.uniform = 'many'"),
         ("[trainer.frequency]\nalpha = 'small'", "trainer.frequency.alpha"),

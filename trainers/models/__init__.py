@@ -76,6 +76,16 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     """The model of that name.
 
     Raises:
+        ConfigError: as `find`.
+    """
+    cls, config = find(name, options)
+    return cls(config)
+
+
+def find(name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class of the model of that name, and its configuration.
+
+    Raises:
         ConfigError: names the model or the option that is not known, or does not fit.
     """
     for module in pkgutil.iter_modules(__path__):
@@ -83,4 +93,4 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     if name not in _REGISTRY:
         raise ConfigError(f"model = {name!r}: known are {', '.join(sorted(_REGISTRY))}")
     cls = _REGISTRY[name]
-    return cls(fill(cls.Config, options, "trainer.options"))
+    return cls, fill(cls.Config, options, "trainer.options")
