@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.recipe import RECIPES
+from infra.recipe_file import RECIPES
 
 READY_S = 120.0
 IDLE_S = 3.0

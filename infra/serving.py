@@ -54,7 +54,6 @@ Run = Callable[[threading.Event], None]
 # Python's 5 ms they would wait as long to get it back from each other.
 _SWITCH_S = 0.0002
 _FIRST_ANSWERS = 5
-_GC_THRESHOLDS = (20_000, 20, 20)  # an answer makes hundreds of objects, and no cycles of them
 _NOBODY = "nobody"
 _LAST_ANSWERS_S = 20  # for requests that were accepted before a stop
 
@@ -178,7 +177,6 @@ class Serving:
             answer_json(answer, explain=False, logged=False)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
         self._settled = True
 
     def _settle_when_ready(self, stopping: threading.Event) -> None:
