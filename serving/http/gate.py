@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from serving.http.refusals import Overloaded
 from serving.metrics import ServingMetrics
 
 T = TypeVar("T")
+_BURST_S = 0.25
 
 
 class Gate:
@@ -26,6 +28,7 @@ class Gate:
         self._config = config
         self._free = config.concurrent
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._empty_at = 0.0  # when nobody waited, as far as was looked
         self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix=name)
         self._shed = metrics.shed.labels(name)
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
@@ -36,7 +39,13 @@ class Gate:
         Raises:
             Overloaded: nobody else can wait now.
         """
-        if not self._free and len(self._waiting) >= self._config.waiting:
+        now = time.monotonic()
+        if not self._waiting:
+            self._empty_at = now
+        # A queue that stands is no burst that will pass: a long one would only make all wait.
+        storm = now - self._empty_at > _BURST_S
+        most = self._config.waiting // 4 if storm else self._config.waiting
+        if not self._free and len(self._waiting) >= most:
             raise self._overloaded()
 
     async def run(self, work: Callable[[], T], *, begun: bool = False, here: bool = False) -> T:

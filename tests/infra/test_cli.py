@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from infra import cli
-from infra.doctor import fail
 from infra.doctor_command import show
+from infra.doctor_findings import fail
 
 
 def test_a_sentence_keeps_its_brackets(

@@ -326,6 +326,31 @@ def test_a_gate_lets_few_in_and_few_wait() -> None:
     asyncio.run(run())
 
 
+def test_in_a_queue_that_stands_fewer_may_wait() -> None:
+    async def run() -> None:
+        gate = Gate(
+            "test", GateConfig(concurrent=1, waiting=8, wait_s=PATIENCE_S), ServingMetrics()
+        )
+        go = threading.Event()
+        asked = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(4)]
+        await asyncio.sleep(0)
+        gate.check()  # three wait, and eight may
+        await asyncio.sleep(0.3)
+        with pytest.raises(Overloaded):
+            gate.check()
+        go.set()
+        assert await asyncio.gather(*asked) == [True] * 4
+        go.clear()
+        again = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(9)]
+        await asyncio.sleep(0)  # that was over: eight may wait again
+        with pytest.raises(Overloaded):
+            gate.check()
+        go.set()
+        assert await asyncio.gather(*again) == [True] * 9
+
+    asyncio.run(run())
+
+
 def test_who_waits_too_long_is_told_to_come_again() -> None:
     async def run() -> None:
         gate = Gate("test", GateConfig(concurrent=1, waiting=5, wait_s=0.05), ServingMetrics())
