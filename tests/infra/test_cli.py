@@ -17,7 +17,7 @@ def test_a_sentence_keeps_its_brackets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text("[trainer]\nmodel = \"[archive]\"\n")
+    recipe.write_text('[trainer]\nmodel = "[archive]"\n')
     monkeypatch.setattr("sys.argv", ["headrace", "run", str(recipe), "--home", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
