@@ -28,9 +28,9 @@ class ApiKey:
 @dataclass(frozen=True)
 class GateConfig:
     """`concurrent` requests are worked on at once and `waiting` more wait, for `wait_s` at most;
-    any other is told at once to come again. When somebody has been waiting for a quarter of a
-    second on end, only a quarter as many may wait, so that in a storm answers stay quick. Work
-    that waits for nobody is done in the thread of the event loop, one after another.
+    any other is told at once to come again. Once somebody was, and somebody has been waiting for a
+    quarter of a second on end, only a quarter as many may wait, so that in a storm answers stay
+    quick. Work that waits for nobody is done in the thread of the event loop, one after another.
     """
 
     concurrent: PositiveInt = 2

@@ -29,6 +29,7 @@ class Gate:
         self._free = config.concurrent
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._empty_at = 0.0  # when nobody waited, as far as was looked
+        self._was_full = False  # since then
         self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix=name)
         self._shed = metrics.shed.labels(name)
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
@@ -41,11 +42,12 @@ class Gate:
         """
         now = time.monotonic()
         if not self._waiting:
-            self._empty_at = now
-        # A queue that stands is no burst that will pass: a long one would only make all wait.
-        storm = now - self._empty_at > _BURST_S
+            self._empty_at, self._was_full = now, False
+        # A queue that was full and stands is no burst that will pass: all would wait for nothing.
+        storm = self._was_full and now - self._empty_at > _BURST_S
         most = self._config.waiting // 4 if storm else self._config.waiting
         if not self._free and len(self._waiting) >= most:
+            self._was_full = True
             raise self._overloaded()
 
     async def run(self, work: Callable[[], T], *, begun: bool = False, here: bool = False) -> T:

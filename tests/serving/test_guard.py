@@ -326,20 +326,26 @@ def test_a_gate_lets_few_in_and_few_wait() -> None:
     asyncio.run(run())
 
 
-def test_in_a_queue_that_stands_fewer_may_wait() -> None:
+def test_in_a_queue_that_was_full_and_stands_fewer_may_wait() -> None:
     async def run() -> None:
         gate = Gate(
             "test", GateConfig(concurrent=1, waiting=8, wait_s=PATIENCE_S), ServingMetrics()
         )
         go = threading.Event()
-        asked = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(4)]
-        await asyncio.sleep(0)
-        gate.check()  # three wait, and eight may
+        asked = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(8)]
         await asyncio.sleep(0.3)
+        gate.check()  # seven have waited for long, but eight may, and nobody was turned away
+        asked.append(asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            gate.check()
+        for one in asked[3:]:  # two are left, and that is enough now
+            one.cancel()
+        await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             gate.check()
         go.set()
-        assert await asyncio.gather(*asked) == [True] * 4
+        assert await asyncio.gather(*asked[:3]) == [True] * 3
         go.clear()
         again = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(9)]
         await asyncio.sleep(0)  # that was over: eight may wait again
