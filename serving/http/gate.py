@@ -14,7 +14,7 @@ from serving.http.refusals import Overloaded
 from serving.metrics import ServingMetrics
 
 T = TypeVar("T")
-_BURST_S = 0.25
+_BURST_S = 0.25  # a queue that stands for longer is none that will pass
 
 
 class Gate:
@@ -43,7 +43,7 @@ class Gate:
         now = time.monotonic()
         if not self._waiting:
             self._empty_at, self._was_full = now, False
-        # A queue that was full and stands is no burst that will pass: all would wait for nothing.
+        # In a storm, a queue that was full and still stands, all would only wait longer.
         storm = self._was_full and now - self._empty_at > _BURST_S
         most = self._config.waiting // 4 if storm else self._config.waiting
         if not self._free and len(self._waiting) >= most:

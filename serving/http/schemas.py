@@ -23,10 +23,10 @@ def _whole(value: object) -> object:
 # -- questions -----------------------------------------------------------------------------
 
 
-class _Question(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Asked(BaseModel):
+    """What every question for a user may say, in a query or a body."""
 
-    user_id: Id
+    user_id: Id = Field(description="The user's id.")
     scenario: Id | None = Field(None, description="Where the items will be shown.")
     query: Words | None = Field(None, description="What the user searches for.")
     explain: bool = Field(False, description="Say why each item stands where it stands.")
@@ -35,13 +35,10 @@ class _Question(BaseModel):
     )
 
 
-class RecommendQuery(BaseModel):
+class RecommendQuery(_Asked):
     """What one user asks for, in a query."""
 
-    user_id: Id = Field(description="The user's id.")
     k: Count = Field(10, description="How many items at most.")
-    scenario: Id | None = Field(None, description="Where they will be shown.")
-    query: Words | None = Field(None, description="What the user searches for.")
     filter: list[Annotated[str, Field(pattern="^[^:]{1,256}:", max_length=1_256)]] = Field(
         default_factory=list,
         description="`field:value`: an attribute that items must have. Of one field any of its"
@@ -49,10 +46,10 @@ class RecommendQuery(BaseModel):
         max_length=100,
         examples=["genres:Drama"],
     )
-    explain: bool = Field(False, description="Say why each item stands there.")
-    shown: bool = Field(
-        True, description="Whether the user will see it: then it leaves impressions."
-    )
+
+
+class _Question(_Asked):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class RecommendQuestion(_Question):
