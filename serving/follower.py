@@ -6,7 +6,9 @@ costs by its rows and a snapshot by those of all. What cannot be read, or the re
 no plan; so a gap, a damaged shard and a new lineage are all healed by the same rule, and what is
 served goes on being served meanwhile.
 
-Where the store says that replicas are held at a version, the plan is the way to that one.
+Where the store says that replicas are held at a version, the plan is the way to that one; and where
+the newest version is held back by the trainer's gate, the way to the last good one. What is held
+back is at most passed through, never stayed at.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Follower:
     for `look_back` offsets; the trainer makes a snapshot at least that often.
 
     `applied` is told of the newest version in each step, and of the seconds from the beginning of
-    its reading; `refused` of one that the replica did not take, and why.
+    its reading; `refused` of one that the replica did not take, and why; `noted` of each that is
+    announced.
     """
 
     def __init__(  # noqa: PLR0913 - the wiring of a thread, done once
@@ -65,6 +68,7 @@ class Follower:
         look_back: int,
         applied: Callable[[VersionInfo, float], None] = lambda _info, _seconds: None,
         refused: Callable[[VersionInfo, str], None] = lambda _info, _reason: None,
+        noted: Callable[[VersionInfo], None] = lambda _info: None,
         *,
         rows_at_once: int = _ROWS_AT_ONCE,
         clock: Callable[[], float] = time.monotonic,
@@ -75,6 +79,7 @@ class Follower:
         self._look_back = look_back
         self._applied = applied
         self._refused = refused
+        self._noted = noted
         self._rows_at_once = rows_at_once
         self._clock = clock
         self._reader = ThreadPoolExecutor(1, "versions")
@@ -98,6 +103,12 @@ class Follower:
     def pinned(self) -> str | None:
         """The version at which the store was last found to hold replicas; None if at none."""
         return self._pinned
+
+    @property
+    def newest(self) -> VersionInfo | None:
+        """The newest version that was announced, held back or not."""
+        order = self._lineages
+        return max(self._known.values(), key=lambda i: (order[i.lineage], i.number), default=None)
 
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
@@ -126,6 +137,7 @@ class Follower:
             info = read_announcement(record)
             self._known.setdefault(info.artefact, info)
             self._lineages.setdefault(info.lineage, len(self._lineages))
+            self._noted(info)
         for artefact in list(self._known)[: -self._look_back]:
             del self._known[artefact]
         self._refusals = {
@@ -162,27 +174,35 @@ class Follower:
             logger.warning("replicas are taken not to be held at a version: %s", error)
             pinned = None
         if pinned != self._pinned:
-            logger.warning("replicas are held at version %s", pinned or "no more")
+            extra = {"version": pinned} if pinned else {}
+            logger.warning("replicas are held at version %s", pinned or "no more", extra=extra)
         self._pinned, self._control_known = pinned, True
         self._control_due = now + _LOOK_AT_CONTROL_S
 
     def _plan(self, now: float) -> list[VersionInfo]:
         """What is to be applied next; nothing if there is nothing, or no way."""
-        if self._pinned is None:
-            return self._way_forward(now)
+        newest = self.newest
+        if self._pinned is not None:
+            return self._way_to(self._pinned, now)
+        if newest is not None and newest.held is not None:
+            return self._way_to(newest.last_good, now) if newest.last_good else []
+        return self._way_forward(now)
+
+    def _way_to(self, name: str, now: float) -> list[VersionInfo]:
+        """The way to one version, of now or of before."""
         served = self._replica.info
-        if self._is_passed_over(self._pinned, now) or (served and served.name == self._pinned):
+        if self._is_passed_over(name, now) or (served and served.name == name):
             return []
         if served is not None:
             deltas = _chain(served, _following(self._usable(now)))
-            if self._pinned in (names := [delta.name for delta in deltas]):
-                return deltas[: names.index(self._pinned) + 1]
+            if name in (names := [delta.name for delta in deltas]):
+                return deltas[: names.index(name) + 1]
         try:
-            chain = self._store.chain(self._pinned)
+            chain = self._store.chain(name)
         except StoreAway:
             raise
         except ArtefactError as error:
-            self._fail(self._pinned, error)
+            self._fail(name, error)
             return []
         if any(self._is_passed_over(link.artefact, now) for link in chain):
             return []
@@ -222,8 +242,9 @@ class Follower:
 
     def _follow(self, plan: Sequence[VersionInfo]) -> None:
         """Reads a plan and applies it, as far as that goes."""
-        # To a version that is held one goes in one step, for those between are not wanted.
-        held, whole = self._pinned is not None, plan[0].base is None
+        # To a version of before, or past some that are held back, one goes in one step, for those
+        # between are not wanted.
+        held, whole = self._goes_in_one_step(plan), plan[0].base is None
         begun, rows = time.perf_counter(), 0
         links: list[VersionInfo] = []
         versions: list[Version] = []
@@ -253,6 +274,12 @@ class Follower:
             rows = 0
         self._take(links, versions, begun)
 
+    def _goes_in_one_step(self, links: Sequence[VersionInfo]) -> bool:
+        """Whether nothing between here and the end of these links may be stayed at."""
+        newest = self.newest
+        is_held = self._pinned is not None or (newest is not None and newest.held is not None)
+        return is_held or any(link.held is not None for link in links)
+
     def _read_ahead(
         self, plan: Sequence[VersionInfo]
     ) -> Iterator[tuple[VersionInfo, Future[Version]]]:
@@ -275,10 +302,12 @@ class Follower:
         except ArtefactError as error:
             self._fail(links[-1].artefact, error)
             return False
-        held = self._pinned is not None
+        held = self._goes_in_one_step(links)
         outcome = self._replica.take(version, back=held and version.info.base is None)
         if outcome is Applied.APPLIED:
-            self._applied(version.info, time.perf_counter() - begun)
+            seconds = time.perf_counter() - begun
+            self._applied(version.info, seconds)
+            self._tell_of(version.info, seconds)
             self._waits = False
             for link in links:
                 self._failures.pop(link.artefact, None)
@@ -302,18 +331,26 @@ class Follower:
                 return False
         return True
 
+    def _tell_of(self, info: VersionInfo, seconds: float) -> None:
+        # Deltas come ten a second.
+        level = logging.INFO if info.base is None else logging.DEBUG
+        extra = {"version": info.name}
+        logger.log(level, "version %s is served, after %.3f s", info.name, seconds, extra=extra)
+
     # -- what goes wrong -------------------------------------------------------------------
 
     def _refuse(self, info: VersionInfo, outcome: Applied) -> None:
         reason = self._replica.refusal if outcome is Applied.REFUSED else f"it is a {outcome}"
-        logger.error("version %s is not served: %s", info.artefact, reason)
+        extra = {"version": info.name}
+        logger.error("version %s is not served: %s", info.artefact, reason, extra=extra)
         self._refusals[info.artefact] = info
         self._refused(info, reason)
 
     def _fail(self, artefact: str, error: ArtefactError) -> None:
         failure = self._failures.get(artefact, _Failure())
         if not failure.times:
-            logger.warning("passing over version %s: %s", artefact, error)
+            extra = {"version": artefact}
+            logger.warning("passing over version %s: %s", artefact, error, extra=extra)
         self._failures[artefact] = failure.once_more(self._clock())
         self._tried.add(artefact)
 
@@ -324,16 +361,18 @@ class Follower:
 
     def _tell_of_gap(self) -> None:
         """Says once that what was announced cannot be reached."""
-        served = self._replica.info
-        if self._pinned is not None or not self._known:
+        served, newest = self._replica.info, self.newest
+        if self._pinned is not None or newest is None or newest.held is not None:
             return
-        newest = max(self._known.values(), key=lambda i: (self._lineages[i.lineage], i.number))
         behind = served is None or (
             newest.lineage == served.lineage and newest.number > served.number
         )
         if behind and not self._waits:
             self._waits = True
-            logger.warning("version %s cannot be reached yet, waiting for a snapshot", newest.name)
+            logger.warning(
+                "version %s cannot be reached yet, waiting for a snapshot", newest.name,
+                extra={"version": newest.name},
+            )  # fmt: skip
 
 
 def _following(infos: Sequence[VersionInfo]) -> dict[tuple[str, int], VersionInfo]:

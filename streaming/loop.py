@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import PositiveInt
 
@@ -88,6 +88,53 @@ class Incremental(Step, Protocol):
         ...
 
 
+class Turn(NamedTuple):
+    """One pass through the commit order: what was dealt with, and how long each part took.
+
+    `done_s` is when it was committed, as a Unix time.
+    """
+
+    step: Any
+    records: Sequence[Record]
+    outputs: Sequence[Output]
+    done_s: float
+    read_s: float
+    step_s: float
+    execute_s: float
+    commit_s: float
+
+
+class LoopObserver(Protocol):
+    """Is told what a loop does, in the loop's own thread: the loop stands still meanwhile, and an
+    error ends it. It may look at the step, which changes nowhere else, and must not change it.
+    """
+
+    def begun(self, step: Any) -> None:
+        """The step is there, with all that was committed before."""
+        ...
+
+    def turned(self, turn: Turn) -> None:
+        """A turn is committed; most have no records."""
+        ...
+
+    def cut(self, seconds: float) -> None:
+        """A cut has kept the loop from its turns for so long."""
+        ...
+
+
+class Unobserved:
+    """The observer that lets a loop be."""
+
+    def begun(self, step: Any) -> None:
+        pass
+
+    def turned(self, turn: Turn) -> None:
+        pass
+
+    def cut(self, seconds: float) -> None:
+        pass
+
+
 S = TypeVar("S", bound=Step)
 
 
@@ -128,7 +175,7 @@ class Loop(Generic[S]):
     `read` takes the place of the log's. `execute` carries out outputs that are not log records and
     returns those that are. `redo` is given the outputs of records that are replayed silently: their
     appends are in the log, but effects that only `flush` makes last may have died with the process.
-    `flush` is called before every cut.
+    `flush` is called before every cut; the `observer` is told of every turn and cut.
 
     `reached` is called with the number of every point of the commit order as the loop gets
     there, with 5 and 6 by the thread that does them; tests use it to die on the spot.
@@ -148,6 +195,7 @@ class Loop(Generic[S]):
         redo: Executor = append_only,
         flush: Callable[[], None] = lambda: None,
         config: LoopConfig | None = None,
+        observer: LoopObserver | None = None,
         clock: Callable[[], float] = time.time,
         reached: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -160,6 +208,7 @@ class Loop(Generic[S]):
         self._redo = redo
         self._flush = flush
         self._config = config or LoopConfig()
+        self._observer = observer or Unobserved()
         self._clock = clock
         self._reached = reached
         self._cuts = CutDirectory(cuts, self._config.cuts_kept, self._config.deltas)
@@ -167,6 +216,7 @@ class Loop(Generic[S]):
         self._writing: tuple[_Cut, Future[None]] | None = None
         self._durable = _Cut({})
         self.step, self._positions = self._recover(build)
+        self._observer.begun(self.step)
         self._cut_due = clock() + self._config.cut_every_s
 
     def run(self, stopping: threading.Event) -> None:
@@ -177,12 +227,14 @@ class Loop(Generic[S]):
 
     def turn(self) -> int:
         """One pass through the commit order; returns how many records it dealt with."""
+        begun = time.perf_counter()
         records = self._read(self._positions, self._config.limit, self._config.idle_s)
-        self.take(records)
+        self.take(records, time.perf_counter() - begun)
         return len(records)
 
-    def take(self, records: Sequence[Record]) -> None:
-        """The commit order from 2 on, for records that somebody read from `positions` on.
+    def take(self, records: Sequence[Record], read_s: float = 0.0) -> None:
+        """The commit order from 2 on, for records that somebody read from `positions` on, which
+        took him `read_s`.
 
         After an error the loop must not be used again: its step is ahead of its positions.
 
@@ -193,16 +245,24 @@ class Loop(Generic[S]):
         """
         self._finish_cut()
         self._reached(1)
+        begun = time.perf_counter()
         outputs = list(self.step.on_batch(records)) if records else []
         outputs += self.step.on_time(int(self._clock() * 1e6))
+        stepped = time.perf_counter()
         self._reached(2)
         appends = self._execute(outputs)
+        executed = time.perf_counter()
         self._reached(3)
         if records or appends:
             self._commit(appends, {r.place: r.offset + 1 for r in records})
+        committed = time.perf_counter()
         self._reached(4)
+        parts_s = (read_s, stepped - begun, executed - stepped, committed - executed)
+        self._observer.turned(Turn(self.step, records, outputs, self._clock(), *parts_s))
         if self._clock() >= self._cut_due and self._writing is None:
+            begun = time.perf_counter()
             self._begin_cut()
+            self._observer.cut(time.perf_counter() - begun)
 
     def cut(self) -> None:
         """Saves positions and state now, unless nothing was read since the last cut.
@@ -214,9 +274,11 @@ class Loop(Generic[S]):
             Fenced: another process works for the group, and its cuts are the ones that count.
             ArtefactError: it cannot be written, or the one before could not, in the background.
         """
+        begun = time.perf_counter()
         self._finish_cut(wait=True)
         self._begin_cut()
         self._finish_cut(wait=True)
+        self._observer.cut(time.perf_counter() - begun)
 
     def _begin_cut(self) -> None:
         """Copies the state and sees to it that the copy is written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,29 @@ def full_ranks(
     ranks = np.empty(len(targets), np.int64)
     ranks_among(scores, targets, hidden.values[order], hidden.offsets, ranks)
     return ranks
+
+
+def predicted_hits(
+    scores: NDArray[np.float32], hidden: Jagged, temperature: float, k: int
+) -> NDArray[np.float64]:
+    """The chance that each user's next item is among his k best, as the model itself says.
+
+    It is the part of his softmax over the whole corpus that falls on them. Over many users it adds
+    up to the items that are found, if the model knows how much it knows.
+
+    Args:
+        scores: (B, N), one row a user over the whole corpus.
+        hidden: for each user, and maybe others behind them, the columns that are not shown.
+        temperature: what the scores are divided by.
+        k: how many are shown.
+    """
+    logits = scores.astype(np.float64) / temperature
+    for row, (begin, end) in enumerate(itertools.pairwise(hidden.offsets[: len(scores) + 1])):
+        logits[row, hidden.values[begin:end]] = -np.inf
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    best = np.partition(weights, -min(k, weights.shape[1]), axis=1)[:, -k:]
+    chances: NDArray[np.float64] = best.sum(1) / weights.sum(1)
+    return chances
 
 
 class RankingQuality(TallyMetric):

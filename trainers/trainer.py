@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -28,13 +31,16 @@ from streaming.log import Append, Record
 from streaming.samples import decode_samples
 from trainers.arrays import (
     arrays_table,
+    column_matrix,
     matrix_column,
+    table_arrays,
     table_tensors,
     tensors_table,
 )
 from trainers.corpus import Corpus
-from trainers.evaluation import RankingQuality, best_scores, full_ranks
+from trainers.evaluation import RankingQuality, best_scores, full_ranks, predicted_hits
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
+from trainers.gate import Gate, GateConfig, Soundness, size_of
 from trainers.models import RetrievalStep, Retriever, create
 from trainers.negatives import Negatives, NegativesConfig
 from trainers.peers import Alone, Peers
@@ -46,6 +52,10 @@ import pyarrow as pa  # isort: skip
 
 logger = logging.getLogger(__name__)
 _NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that is not in the corpus
+_POPULAR = 64  # items whose frequencies are compared with counted ones
+# In how many steps the model's own chances are looked at, and for how many tests of such a one:
+# that takes longer than a test.
+_PREDICT_EVERY, _PREDICTED = 8, 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,7 @@ class TrainerConfig:
     wire: Literal["float32", "float16"] = "float32"
     popularity_half_life: PositiveFloat = 20_000.0
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     seed: int = 0
 
     @property
@@ -84,6 +95,8 @@ class Trainer:
     `lineage` names this incarnation. The state that `snapshot` gives is the whole of it: a
     trainer built from it and given the same records ends with the same bits. Of a rank among
     `peers` it is the part that no other has, and rank 0's part has what is the same in all.
+
+    `last_good` names the last version of an incarnation before that replicas may serve.
     """
 
     def __init__(
@@ -92,6 +105,7 @@ class Trainer:
         lineage: str,
         state: Artefact | None = None,
         peers: Peers | None = None,
+        last_good: str | None = None,
     ) -> None:
         self._config = config
         self._lineage = lineage
@@ -111,12 +125,18 @@ class Trainer:
         self._negatives = Negatives(config.negatives, self._rng)
         self._ranking = RankingQuality(config.recall_at)
         self._popularity = RankingQuality(config.recall_at, "popularity_")
+        self.gate = Gate(config.gate)
+        self._soundness = Soundness(config.gate.growth)
+        self._good: deque[tuple[int, str]] = deque(maxlen=2 * config.snapshot_every)
+        if last_good is not None:
+            self._good.append((0, last_good))
         self.steps = 0
         self.samples = 0
         self.refused = 0
-        self._loss = 0.0
-        self._gradient_norm = 0.0
-        self._watermark_us: int | None = None
+        self.seconds: dict[str, float] = {}  # by part of a step, since the process began
+        self.loss = 0.0
+        self.gradient_norm = 0.0
+        self.watermark_us: int | None = None
         self._learnt_logged_us: int | None = None
         if state is not None:
             try:
@@ -136,19 +156,27 @@ class Trainer:
 
     def step(self, record: Record | None) -> list[Append]:
         """One step of all ranks, with this rank's record; returns a letter if that was refused."""
-        samples, mine = _read(record)
-        told = [_Told(*arrays) for arrays in self._peers.share(mine)]
-        self._declare(told)
-        if samples is not None:
-            self._test(samples)
+        with self._timed("read"):
+            samples, mine = _read(record)
+            told = [_Told(*arrays) for arrays in self._peers.share(mine)]
+        with self._timed("declare"):
+            self._declare(told)
+        with self._timed("test"):
+            if samples is not None:
+                self._test(samples)
         learnt = self._learn(samples, told)
         self.steps += sum(len(t.logged_us) for t in told)
         self._learnt_logged_us = int(max(t.logged_us.max() for t in told if t.logged_us.size))
+        if self.gate.is_due(self.steps):
+            self._check()
         return [_refusal(record)] if record is not None and not learnt else []
 
     def on_time(self, now_us: int) -> list[Version]:
         """The next version if it is due: its delta, its snapshot, or both in this order."""
-        return self._versions(now_us) if self.is_due(now_us) else []
+        if not self.is_due(now_us):
+            return []
+        with self._timed("publish"):
+            return self._versions(now_us)
 
     def is_due(self, now_us: int) -> bool:
         """Whether a version would go out now."""
@@ -170,9 +198,9 @@ class Trainer:
             "steps": self.steps,
             "samples": self.samples,
             "refused": self.refused,
-            "loss": self._loss,
-            "gradient_norm": self._gradient_norm,
-            "watermark_us": self._watermark_us,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "watermark_us": self.watermark_us,
             "learnt_logged_us": self._learnt_logged_us,
         }
         shards = {
@@ -180,6 +208,7 @@ class Trainer:
             "negatives": arrays_table(self._negatives.state()),
             "ranking": arrays_table(self._ranking.state()),
             "popularity": arrays_table(self._popularity.state()),
+            "gate": arrays_table(self.gate.state()),
             "rng": arrays_table({"state": _as_bytes(self._rng.bit_generator.state)}),
         }
         for name, table in self.tables.items():
@@ -223,14 +252,40 @@ class Trainer:
         return {
             **self._ranking.both_figures(ranking.numpy()),
             **self._popularity.both_figures(popularity.numpy()),
-            "loss": self._loss,
-            "gradient_norm": self._gradient_norm,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
             "samples": float(self.samples),
             "items": float(len(self.corpus)),
             "refused": float(self.refused),
             "oldest_vector_steps": len(self.corpus) / max(1, self._config.refresh),
             **dict(zip([*counts, *trust], figures.tolist(), strict=True)),
+            **self.gate.figures,
         }
+
+    @property
+    def failed_check(self) -> str:
+        """The check of the gate that the newest version failed; "" if it passed."""
+        return self._soundness.check_name or self.gate.check_name
+
+    def frequency_error(self) -> float | None:
+        """The mean relative difference of the estimated frequencies of the most popular items from
+        those that were counted, which fade alike; None in a group, where each rank knows a part.
+        """
+        counts = self.corpus.counts
+        if self._peers.size > 1 or counts.size < _POPULAR or not counts.sum():
+            return None
+        places = np.argpartition(counts, -_POPULAR)[-_POPULAR:]
+        counted = counts[places] / counts.sum()
+        estimated = self._estimator.probability(self.corpus.ids[places])
+        return float(np.abs(estimated / np.maximum(counted, 1e-12) - 1.0).mean())
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
 
     # -- one step --------------------------------------------------------------------------
 
@@ -253,9 +308,32 @@ class Trainer:
         queries = self._retriever.query(users).cpu()  # (B, K, d)
         scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
         popular = np.broadcast_to(self.corpus.counts, scores.shape)
+        ranks = []
         for quality, table in ((self._ranking, scores), (self._popularity, popular)):
-            ranks = full_ranks(table, np.maximum(targets, 0), seen)
-            quality.update(np.where(known, ranks, _NOT_FOUND))
+            found = full_ranks(table, np.maximum(targets, 0), seen)
+            ranks.append(np.where(known, found, _NOT_FOUND))
+            quality.update(ranks[-1])
+        if self.samples < self._config.gate.warm_up or self._config.gate.mode == "off":
+            return
+        by_model, by_popularity = ranks
+        gains = np.log2((2.0 + by_popularity) / (2.0 + by_model))
+        hits = by_model < max(self._config.recall_at)
+        self.gate.observe(self.steps, users.ids, gains, hits, self._predicted(scores, seen))
+
+    def _predicted(self, scores: NDArray[np.float32], seen: Jagged) -> NDArray[np.float64]:
+        """The chance that each item (B,) is found, as the model says; NaN where not asked."""
+        predicted = np.full(len(scores), np.nan)
+        if self.steps % _PREDICT_EVERY == 0:
+            predicted[:_PREDICTED] = predicted_hits(
+                scores[:_PREDICTED], seen, self._retriever.temperature, max(self._config.recall_at)
+            )
+        return predicted
+
+    def _check(self) -> None:
+        """Asks the gate whether what was learnt may be served."""
+        sums = torch.from_numpy(self.gate.sums())
+        self._peers.add_up([sums])
+        self.gate.check(self.steps, self.samples, self._learnt_logged_us or 0, sums.numpy())
 
     def _learn(self, samples: Samples | None, told: Sequence[_Told]) -> bool:
         """One gradient step; False if it was refused: a number of this rank's is not finite."""
@@ -269,12 +347,15 @@ class Trainer:
         self._tell_time(told)
         self._dense.zero_grad()
         loss, learnt = 0.0, True
-        if samples is not None:
-            loss, learnt = self._gradients(samples, len(samples.item_ids) / taken.size)
-        self._peers.meet()
-        self._take_step(loss, learnt, told)
-        in_turn = self.corpus.next_slice(self._config.refresh)
-        self._refresh(np.unique(np.concatenate([places, in_turn])))
+        with self._timed("gradients"):
+            if samples is not None:
+                loss, learnt = self._gradients(samples, len(samples.item_ids) / taken.size)
+            self._peers.meet()
+        with self._timed("optimise"):
+            self._take_step(loss, learnt, told)
+        with self._timed("refresh"):
+            in_turn = self.corpus.next_slice(self._config.refresh)
+            self._refresh(np.unique(np.concatenate([places, in_turn])))
         return learnt
 
     def _gradients(self, samples: Samples, share: float) -> tuple[float, bool]:
@@ -304,9 +385,9 @@ class Trainer:
             self._dense.step()
             loss = sum(float(outcome[0]) for (outcome,) in outcomes)
             loss *= sum(t.taken.size for t in told) / size  # of those that were refused, none
-            self._loss += 0.02 * (loss - self._loss)
+            self.loss += 0.02 * (loss - self.loss)
             self.samples += size
-            self._watermark_us = self._newest_us(heard)
+            self.watermark_us = self._newest_us(heard)
         self._peers.learn(learnt_by)
 
     def _add_up_gradients(self, learnt: bool) -> None:
@@ -322,11 +403,11 @@ class Trainer:
     def _measure_gradients(self) -> bool:
         """Whether all gradients of the dense parameters are finite."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
-        return math.isfinite(self._gradient_norm)
+        self.gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+        return math.isfinite(self.gradient_norm)
 
     def _newest_us(self, told: Sequence[_Told]) -> int:
-        return max([self._watermark_us or 0, *(int(at) for t in told for at in t.at_us)])
+        return max([self.watermark_us or 0, *(int(at) for t in told for at in t.at_us)])
 
     def _tell_time(self, told: Sequence[_Told]) -> None:
         for table in self.tables.values():
@@ -374,19 +455,52 @@ class Trainer:
             self._lineage,
             number,
             before.number,
-            self._watermark_us,
+            self.watermark_us,
             # What was replayed after a restart is not news.
             None if first else self._learnt_logged_us,
             self.steps,
             dict(self._config.options),
             self.metrics,
         )
-        versions = [] if first else [Version(info, self._shards(before.clocks))]
+        wanted = [] if first else [(info, before.clocks)]
         if number % self._config.snapshot_every == 0:
-            versions.append(Version(replace(info, base=None), self._shards(Clocks())))
+            wanted.append((replace(info, base=None), Clocks()))
+        versions = [Version(one, self._shards(since)) for one, since in wanted]
         self._published = _Cursor(number, now_us, self.steps, self.mark())
         self._forget_told()
-        return versions
+        verdict = self._verdict(versions)
+        return [replace(one, info=replace(one.info, **verdict)) for one in versions]
+
+    def _verdict(self, versions: Sequence[Version]) -> dict[str, Any]:
+        """What the versions of one number say of whether they may be served."""
+        mode, name = self._config.gate.mode, versions[0].info.name
+        if mode == "off":
+            return {}
+        for version in versions:
+            sizes = self._sizes(version.shards)
+            self._soundness.look(sizes, whole=version.info.base is None)
+        reason = self._soundness.reason or self.gate.reason
+        if reason is None:
+            self._good.append((self.steps, name))
+        if reason is None or mode == "shadow":
+            return {"suspect": reason}
+        # Of what the newest tests speak of nothing is trusted.
+        trusted = self.gate.trusted_step if self.gate.holds else self.steps
+        good = [name for step, name in self._good if step <= trusted]
+        return {"held": reason, "last_good": good[-1] if good else None}
+
+    def _sizes(self, shards: Mapping[str, pa.Table]) -> dict[str, NDArray[np.float64]]:
+        """How large the numbers in shards are, of all ranks together."""
+        names = [*(f"table-{name}" for name in self.tables), "vectors", "dense"]
+        found = torch.zeros(len(names), 2, dtype=torch.float64)
+        for row, name in enumerate(names):
+            shard = shards.get(shard_name(name, self._peers.rank))
+            if shard is not None and name == "dense":
+                found[row] = torch.from_numpy(size_of(w for w in table_arrays(shard).values()))
+            elif shard is not None:
+                found[row] = torch.from_numpy(size_of([column_matrix(shard["row"])]))
+        self._peers.add_up([found])
+        return dict(zip(names, found.numpy(), strict=True))
 
     def _shards(self, since: Clocks) -> dict[str, pa.Table]:
         """What a version says of all that changed since a mark."""
@@ -442,13 +556,16 @@ class Trainer:
         for name, quality in (("ranking", self._ranking), ("popularity", self._popularity)):
             saved.metric(name, quality, RankingQuality(self._config.recall_at))
         self.corpus.restore(shards["corpus"])
+        if (own := saved.own("gate")) is not None:
+            self.gate.load(own)
+        self.gate.load_verdict(table_arrays(shards["gate"]))
         if (own := saved.own("negatives")) is not None:
             self._negatives.load(own)
         if (own := saved.own("rng")) is not None:
             self._rng.bit_generator.state = json.loads(own["state"].tobytes())
         self.steps, self.samples, self.refused = meta["steps"], meta["samples"], meta["refused"]
-        self._loss, self._gradient_norm = meta["loss"], meta["gradient_norm"]
-        self._watermark_us = meta["watermark_us"]
+        self.loss, self.gradient_norm = meta["loss"], meta["gradient_norm"]
+        self.watermark_us = meta["watermark_us"]
         self._learnt_logged_us = meta["learnt_logged_us"]
 
 

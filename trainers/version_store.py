@@ -141,6 +141,7 @@ class VersionStore:
                 self._put_off(error)
                 break
             appends.append(announcement(version.info, size))
+            _tell_of(version.info, size)
             self._late = self._late[1:]
             self._retention.written(version.info)
         if self._delay_s and not self._late:
@@ -244,6 +245,29 @@ class VersionStore:
                 logger.warning("going on without a snapshot: %s", error)
         return VersionInfo(**self._artefacts.manifest(name).meta)
 
+    def last_good(self, model: str) -> str | None:
+        """The newest version that is not held back; the one before it, as it says, if it is.
+
+        None if there is none, or it cannot be read.
+        """
+        try:
+            found = [self._newest_of(model, lineage) for lineage in self.lineages(model)]
+        except StoreAway:
+            return None
+        there = [stored for stored in found if stored is not None]
+        if not there:
+            return None
+        newest = max(there, key=lambda stored: stored.written_us).info
+        return newest.name if newest.held is None else newest.last_good
+
+    def _newest_of(self, model: str, lineage: str) -> Stored | None:
+        for entry in reversed(self.entries(model, lineage)):
+            try:
+                return self.stored(f"{model}/{lineage}/{entry}")
+            except ArtefactCorrupt:  # half written
+                continue
+        return None
+
     # -- control ---------------------------------------------------------------------------
 
     def pinned(self, model: str) -> str | None:
@@ -291,7 +315,8 @@ class _Retention:
         self._hours_kept = hours_kept
         self._newest: list[VersionInfo] = []  # snapshots of this process, the last one newest
         self._hours: dict[str, dict[int, str]] = {}  # of a model: hour -> its first snapshot
-        self._pinned: tuple[str, frozenset[str]] = "", frozenset()
+        self._good: dict[str, str] = {}  # of a model: the version at which the gate holds replicas
+        self._chains: dict[str, frozenset[str]] = {}  # of versions that are held at
         # Removing takes as many calls as there are versions: far away, training need not wait.
         far = not isinstance(artefacts, LocalArtefacts)
         self._beside = ThreadPoolExecutor(1, "retention") if far else None
@@ -299,6 +324,10 @@ class _Retention:
 
     def written(self, info: VersionInfo) -> None:
         """A version is durable: what it makes useless goes."""
+        if info.last_good is not None:
+            self._good[info.model] = info.last_good
+        else:
+            self._good.pop(info.model, None)
         if info.base is not None or info.artefact in {s.artefact for s in self._newest}:
             return  # executed once more
         self._newest = [*self._newest, info][-self._snapshots_kept :]
@@ -344,17 +373,17 @@ class _Retention:
                 self._artefacts.remove(f"{folder}/{entry}")
 
     def _needed(self, model: str) -> set[str]:
-        """The artefacts that stay whatever their age: of a pinned chain, and of the hours."""
-        return {*self._pinned_chain(model), *self._hours.get(model, {}).values()}
+        """The artefacts that stay whatever their age: of the hours, and of the chains of versions
+        at which replicas are held, by hand or by the gate.
+        """
+        held = {self._store.pinned(model), self._good.get(model)} - {None}
+        self._chains = {name: self._chain(name) for name in held if name is not None}
+        return {*self._hours.get(model, {}).values()}.union(*self._chains.values())
 
-    def _pinned_chain(self, model: str) -> frozenset[str]:
-        name = self._store.pinned(model)
-        if name is None:
-            return frozenset()
-        if name != self._pinned[0]:
-            chain = self._store.chain(name)
-            self._pinned = name, frozenset(link.artefact for link in chain)
-        return self._pinned[1]
+    def _chain(self, name: str) -> frozenset[str]:
+        if name in self._chains:
+            return self._chains[name]
+        return frozenset(link.artefact for link in self._store.chain(name))
 
     def _note_hour(self, snapshot: str) -> None:
         model = snapshot.partition("/")[0]
@@ -394,6 +423,15 @@ def _number(entry: str) -> int | None:
 def _part_name(info: VersionInfo, rank: int) -> str:
     lineage, _, entry = info.artefact.rpartition("/")
     return f"{lineage}/.part-{entry}-{rank}"
+
+
+def _tell_of(info: VersionInfo, size: int) -> None:
+    # Deltas come ten a second.
+    level = logging.INFO if info.base is None else logging.DEBUG
+    logger.log(
+        level, "version %s is published: %s bytes", info.artefact, f"{size:,}",
+        extra={"version": info.name},
+    )  # fmt: skip
 
 
 def _patiently(act: Callable[[], T]) -> T:

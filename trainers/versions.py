@@ -33,6 +33,10 @@ class VersionInfo:
     `watermark_us` is the newest event time learnt, None before the first sample.
     `learnt_logged_us` is when the event of the newest sample reached the log; None in the first
     version of a lineage, which may have learnt it long ago.
+
+    `held` says why replicas must not serve it, and `last_good` names the one that they are to stay
+    at, or to go back to; None if there is none. Where the gate only watches, `suspect` is what it
+    would have said.
     """
 
     model: str
@@ -44,6 +48,9 @@ class VersionInfo:
     step: int
     options: dict[str, Any]
     metrics: dict[str, float]
+    held: str | None = None
+    last_good: str | None = None
+    suspect: str | None = None
 
     @property
     def name(self) -> str:

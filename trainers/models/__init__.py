@@ -47,6 +47,7 @@ class Retriever(Protocol):
     """
 
     width: int
+    temperature: float  # of the softmax over scores
     tables: Mapping[str, EmbeddingTable]
 
     def query(self, users: Users) -> Tensor:

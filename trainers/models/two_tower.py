@@ -48,6 +48,7 @@ class TwoTower(nn.Module):
         super().__init__()
         self.config = config
         self.width = config.width
+        self.temperature = config.temperature
         self.tables = {
             name: EmbeddingTable(
                 replace(
