@@ -216,7 +216,7 @@ class Follower:
         plans = [[start, *_chain(start, following)] for start in starts]
         if served is not None:
             plans.insert(0, _chain(served, following))
-        ways = [plan for plan in plans if plan]
+        ways = [way for way in map(_to_a_good_one, plans) if way]
         # Of those that lead equally far it is the first.
         return max(ways, key=lambda p: (self._lineages[p[-1].lineage], p[-1].number), default=[])
 
@@ -265,7 +265,7 @@ class Follower:
             rows += rows_in(version)
             if rows < self._rows_at_once:
                 continue
-            if whole:
+            if whole or held:
                 versions = [compact_chain(versions)]
             elif self._take(links, versions, begun):
                 begun, links, versions = time.perf_counter(), [], []
@@ -373,6 +373,12 @@ class Follower:
                 "version %s cannot be reached yet, waiting for a snapshot", newest.name,
                 extra={"version": newest.name},
             )  # fmt: skip
+
+
+def _to_a_good_one(plan: Sequence[VersionInfo]) -> list[VersionInfo]:
+    """A plan as far as something is not held back."""
+    good = [n for n, info in enumerate(plan, 1) if info.held is None]
+    return list(plan[: good[-1]]) if good else []
 
 
 def _following(infos: Sequence[VersionInfo]) -> dict[tuple[str, int], VersionInfo]:

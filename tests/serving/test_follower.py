@@ -66,11 +66,13 @@ class Stage:
         lineage: str = "a",
         lost: bool = False,
         watermark_us: int | None = None,
+        held: str | None = None,
         **made: Any,
     ) -> None:
         """Writes and announces versions, the delta first, then the snapshot that is due.
 
-        With `lost` a shard of each is gone afterwards.
+        With `lost` a shard of each is gone afterwards. `held` names the last good one, such as "a3"
+        or "" for none, of versions that are held back.
         """
         for number in numbers:
             versions = [
@@ -78,6 +80,10 @@ class Stage:
                 for whole in (False, True)
                 if (number % EVERY == 0 if whole else number > 0)
             ]
+            if held is not None:
+                last_good = f"two_tower/{held[0]}/{held[1:]}" if held else None
+                verdict = {"held": "it is worse", "last_good": last_good}
+                versions = [replace(v, info=replace(v.info, **verdict)) for v in versions]
             self.log.append(self.store.execute(versions))
             for version in versions if lost else ():
                 self.shard(version.info.artefact).unlink()
@@ -635,6 +641,112 @@ def test_a_pin_of_which_nobody_told_is_found_in_time(stage: Stage) -> None:
     clock.now += 10
     follower.turn(0)
     assert stage.serves == "a0"
+
+
+# -- what the gate holds back --------------------------------------------------------------
+
+
+def test_a_version_that_is_held_back_is_never_served_and_the_next_good_one_is(
+    stage: Stage,
+) -> None:
+    follower = stage.follower()
+    stage.publish(*range(3))
+    follower.turn(0)
+    for number in range(3, 3 * EVERY):  # past snapshots, which are held too
+        stage.publish(number, held="a2")
+        follower.turn(0)
+        assert stage.serves == "a2"
+    stage.publish(3 * EVERY)
+    follower.turn(0)
+    assert stage.serves == f"a{3 * EVERY}"
+    assert stage.applied == [2, 3 * EVERY]
+    assert stage.refused == []
+
+
+def test_a_replica_goes_back_to_the_last_good_version(stage: Stage) -> None:
+    follower = stage.follower()
+    for number in range(EVERY + 3):
+        stage.publish(number)
+        follower.turn(0)
+    stage.publish(EVERY + 3, held=f"a{EVERY - 1}")
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY - 1}"
+    stage.publish(EVERY + 4, held=f"a{EVERY - 1}")
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY - 1}"
+    stage.publish(EVERY + 5)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY + 5}"
+
+
+def test_a_replica_that_starts_meanwhile_loads_the_last_good_version(stage: Stage) -> None:
+    stage.publish(*range(EVERY + 2))
+    # So long that the good ones are neither among what it looks back over nor the newest snapshots.
+    stage.publish(*range(EVERY + 2, 10 * EVERY), held=f"a{EVERY + 1}")
+    stage.follower(look_back=5).turn(0)
+    assert stage.serves == f"a{EVERY + 1}"
+
+
+def test_what_is_held_back_with_nothing_good_before_it_is_not_served(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1, held="")
+    follower.turn(0)
+    assert stage.serves is None
+    stage.publish(2)
+    follower.turn(0)
+    assert stage.serves == "a2"
+
+
+def test_steps_of_few_rows_do_not_stay_at_what_was_held_back(stage: Stage) -> None:
+    follower = stage.follower(rows_at_once=12)  # of one version
+    stage.publish(0)
+    follower.turn(0)
+    stage.publish(1, 2, held="a0")
+    stage.publish(3)
+    follower.turn(0)
+    assert stage.applied == [0, 3]
+
+
+def test_a_damaged_version_behind_held_ones_changes_nothing(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0)
+    follower.turn(0)
+    stage.publish(1, 2, held="a0")
+    stage.publish(3, lost=True)
+    follower.turn(0)
+    assert stage.serves == "a0"
+    stage.publish(EVERY)
+    follower.turn(0)
+    assert stage.serves == f"a{EVERY}"
+
+
+def test_a_pin_by_hand_stands_above_the_gate(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(0, 1, 2)
+    stage.publish(3, held="a1")
+    follower.turn(0)
+    assert stage.serves == "a1"
+    stage.pin("a/3")
+    follower.turn(0)
+    assert stage.serves == "a3"  # he who says so has his reasons
+    stage.pin(None)
+    follower.turn(0)
+    assert stage.serves == "a1"
+
+
+def test_a_new_incarnation_that_is_held_back_leaves_what_was_served(stage: Stage) -> None:
+    follower = stage.follower()
+    stage.publish(*range(3), watermark_us=50)
+    follower.turn(0)
+    stage.publish(*range(2 * EVERY + 2), lineage="b", watermark_us=51, held="a2")
+    follower.turn(0)
+    assert stage.serves == "a2"
+    assert stage.store.last_good("two_tower") == "two_tower/a/2"
+    stage.replica = Replica()
+    stage.follower(look_back=3).turn(0)
+    assert stage.serves == "a2"  # what it stands on was kept
+    stage.publish(2 * EVERY + 2, lineage="b", watermark_us=52)
+    assert stage.store.last_good("two_tower") == f"two_tower/b/{2 * EVERY + 2}"
 
 
 def test_a_control_file_that_makes_no_sense_pins_nothing(
