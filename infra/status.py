@@ -114,6 +114,9 @@ def status(log: Log, home: Home) -> dict[str, Any]:
             "bytes": version["bytes"],
             # From the newest event's arrival in the log to the version that has learnt it.
             "freshness_s": None if learnt is None else (version["published_us"] - learnt) / 1e6,
+            # Why the gate holds it back, and the version at which replicas stay then.
+            "held": version.get("held"),
+            "last_good": version.get("last_good"),
         }
     return {
         "learning": learning,
@@ -147,6 +150,9 @@ def show_status(found: dict[str, Any], console: Console) -> None:
         return
     console.print(f"version       {version['name']}, step {version['step']:,}", highlight=False)
     console.print(f"published     {version['age_s']:,.1f} s ago", highlight=False)
+    if version["held"] is not None:
+        stay = version["last_good"] or "nothing yet"
+        console.print(f"held back     {version['held']}; served is {stay}", highlight=False)
     console.print(f"watermark     {found['watermark']}", highlight=False)
     if version["freshness_s"] is not None:
         console.print(

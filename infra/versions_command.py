@@ -60,6 +60,18 @@ class Shelf:
         """What the versions are called, each once."""
         return [*dict.fromkeys(stored.info.name for stored in self.artefacts.values())]
 
+    @property
+    def held(self) -> dict[str, str]:
+        """The versions that the gate holds back, and why."""
+        infos = [stored.info for stored in self.artefacts.values()]
+        return {info.name: info.held for info in infos if info.held is not None}
+
+    @property
+    def last_good(self) -> str | None:
+        """The version at which the gate holds replicas; None if it does not."""
+        newest = next(reversed(self.artefacts.values()), None)
+        return None if newest is None or newest.info.held is None else newest.info.last_good
+
     def reachable(self, whole: Callable[[str], bool] = lambda _: True) -> list[str]:
         """The versions that a replica could be brought to, by their names; the oldest first.
 
@@ -156,6 +168,8 @@ def show(
     _say(f"step       {told['step']:,}")
     _say(f"watermark  {told['watermark'] or 'none'}")
     _say(f"written    {_age(told['age_s'])} ago, {told['bytes']:,} bytes")
+    if reason := told["held"] or told["suspect"]:
+        _say(f"gate       {reason}")
     table = Table("shard", "checksum")
     for column in ("rows", "bytes", "bytes per row"):
         table.add_column(column, justify="right")
@@ -240,8 +254,12 @@ def rollback(  # noqa: PLR0913 - the options of a command line
     """Take every replica back to an earlier version, and hold it there until `unpin`."""
     shelf = _shelf(recipe, home, model)
     order = shelf.names
-    current = shelf.pinned or _newest(shelf)
-    earlier = [one for one in shelf.reachable() if order.index(one) < _place(order, current)]
+    current = shelf.pinned or shelf.last_good or _newest(shelf)
+    earlier = [
+        one
+        for one in shelf.reachable()
+        if order.index(one) < _place(order, current) and one not in shelf.held
+    ]
     if name is not None:
         chosen = shelf.find(name).info.name
         if _place(order, chosen) >= _place(order, current):
@@ -437,6 +455,8 @@ def _told(stored: Stored, shelf: Shelf, reachable: set[str]) -> dict[str, Any]:
     info = stored.info
     marks = ["pinned"] if info.name == shelf.pinned else []
     marks += ["newest"] if info.name == shelf.names[-1] else []
+    marks += ["held back"] if info.held else ["suspect"] if info.suspect else []
+    marks += ["last good"] if info.name == shelf.last_good else []
     marks += [] if info.name in reachable else ["unreachable"]
     return {
         **{k: v for k, v in asdict(info).items() if k != "options"},
@@ -454,11 +474,16 @@ def _summary(shelf: Shelf) -> dict[str, Any]:
     return {
         "pinned": shelf.pinned,
         "newest": reachable[-1] if reachable else None,
+        "held": shelf.held.get(shelf.names[-1]) if shelf.names else None,
+        "last_good": shelf.last_good,
         "damaged": shelf.damaged,
     }
 
 
 def _standing(shelf: Shelf) -> str:
+    if shelf.pinned is None and shelf.names and (reason := shelf.held.get(shelf.names[-1])):
+        where = "serve what they did" if shelf.last_good is None else f"are at {shelf.last_good}"
+        return f"The gate holds the newest back, replicas {where}: {reason}."
     if shelf.pinned is None:
         return "Replicas follow the newest version."
     gone = "" if shelf.pinned in shelf.names else ", which is gone"

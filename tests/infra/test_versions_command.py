@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -266,6 +267,34 @@ def test_several_models_must_be_told_apart(home: Home) -> None:
     assert told(home, "list", "--model", "two_tower")["newest"] == f"two_tower/{NEW}/4"
     with pytest.raises(ConfigError, match="none of 'third'"):
         told(home, "list", "--model", "third")
+
+
+def test_what_the_gate_holds_back_is_marked_and_rollback_passes_over_it(
+    home: Home, log: Log
+) -> None:
+    store = VersionStore(home.versions, snapshots_kept=10)
+    trainer = Trainer(CONFIG, "20261121T120000-cccc")
+    names = []
+    for second in range(4):
+        trainer.steps += 1
+        versions = trainer.on_time(second * 1_000_000)
+        names.append(versions[0].info.name)
+        if second in (1, 3):
+            verdict = {"held": "it is worse than before", "last_good": names[second - 1]}
+            versions = [replace(v, info=replace(v.info, **verdict)) for v in versions]  # type: ignore[arg-type]
+        log.append(store.execute(versions))
+    shown = told(home, "list")
+    assert shown["held"] == "it is worse than before"
+    assert shown["last_good"] == names[2]
+    marks = {one["name"]: one["marks"] for one in shown["versions"]}
+    assert marks[names[1]] == ["held back"]
+    assert marks[names[2]] == ["last good"]
+    assert marks[names[3]] == ["newest", "held back"]
+    text = CliRunner().invoke(app, ["versions", "list", "--home", str(home.path)]).output
+    says = f"The gate holds the newest back, replicas are at {names[2]}: it is worse than before."
+    assert says in text
+    told(home, "rollback")
+    assert store.pinned("two_tower") == names[0]  # not the one between, which was held back
 
 
 def test_a_recipe_may_name_an_object_store(

@@ -33,8 +33,10 @@ from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.ids import stable_id
 from streaming.log import EVENTS, Append, TopicPartition
+from streaming.metrics import Metrics
 from trainers.versions import Version
 
+TARGETS = {"targets": ["127.0.0.1:4000"], "labels": {"process": "joiner", "rank": "0"}}
 Connect = Callable[[ASGIApp], httpx.Client]
 MakeVersion = Callable[..., Version]
 Know = Callable[..., None]
@@ -74,15 +76,17 @@ def make_stage(
     log: FileLog, features: OnlineFeatures, connect: Connect, config: RecommendConfig
 ) -> Stage:
     replica, catalog = Replica(), Catalog(EventRules(), BehaviourConfig(), AggregatorConfig())
+    metrics = ServingMetrics(Metrics())
     stage: Stage
     service = Service(
         log=log,
         rules=EventRules(),
-        recommender=Recommender(replica, catalog, features, config),
+        recommender=Recommender(replica, catalog, features, config, proposed=metrics.proposed),
         catalog=catalog,
-        metrics=ServingMetrics(),
+        metrics=metrics,
         status=lambda: {"lag": {"trainer": 7}, "ready": stage.reason is None},
         not_ready=lambda: stage.reason,
+        targets=lambda: [TARGETS],
     )
     stage = Stage(service, log, catalog, replica, connect(create_app(service, ApiConfig())))
     return stage
@@ -809,7 +813,7 @@ def test_metrics_are_those_prometheus_reads(stocked: Stage) -> None:
     assert values["headrace_http_events_total", ("outcome", "accepted")] == 36 + 1
     assert values["headrace_http_events_total", ("outcome", "rejected")] == 1
     assert values["headrace_answer_items_total", ("source", "popular")] == 4 + 3
-    assert values["headrace_group_lag_records", ("group", "trainer")] == 7
+    assert values["headrace_candidates_total", ("source", "popular")] == 3  # of one answer
 
 
 def test_not_ready_says_why_and_then_ready(stage: Stage) -> None:
@@ -825,6 +829,10 @@ def test_not_ready_says_why_and_then_ready(stage: Stage) -> None:
 
 def test_status_is_that_of_the_system(stage: Stage) -> None:
     assert stage.client.get("/v1/status").json() == {"lag": {"trainer": 7}, "ready": True}
+
+
+def test_prometheus_is_told_of_all_processes(client: httpx.Client) -> None:
+    assert client.get("/v1/targets").json() == [TARGETS]
 
 
 def test_the_playground_and_its_files_are_served(client: httpx.Client) -> None:
@@ -861,9 +869,9 @@ def test_what_is_not_there_is_named(
 
 def test_the_interface_describes_itself(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {
+    assert {path for path in paths if not path.startswith("/v1/monitor")} == {
         "/v1/recommend", "/v1/rank", "/v1/items/{item_id}/similar", "/v1/users/{user_id}",
-        "/v1/items", "/v1/events", "/v1/status", "/healthz", "/readyz", "/metrics",
+        "/v1/items", "/v1/events", "/v1/status", "/v1/targets", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     assert "post" in paths["/v1/events"]
 

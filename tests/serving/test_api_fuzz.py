@@ -23,6 +23,7 @@ from serving.recommender import RecommendConfig, Recommender
 from serving.replica import Replica
 from streaming.events import EventRules
 from streaming.file_log import FileLog
+from streaming.metrics import Metrics
 
 KEY = "a-key"
 CONFIG = {
@@ -63,7 +64,7 @@ def described(
         rules=EventRules(),
         recommender=Recommender(Replica(), catalog, NoFeatures(), patient()),
         catalog=catalog,
-        metrics=ServingMetrics(),
+        metrics=ServingMetrics(Metrics()),
         status=lambda: {"lag": {}},
         not_ready=lambda: None,
     )

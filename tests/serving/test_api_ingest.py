@@ -35,6 +35,7 @@ from streaming.errors import LogError, LogFull
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, Append, TopicPartition
+from streaming.metrics import Metrics
 
 Connect = Callable[[ASGIApp], httpx.Client]
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -73,7 +74,9 @@ class Stage:
 def stage(log: FileLog, online_features: OnlineFeatures, connect: Connect) -> Stage:
     catalog = Catalog(EventRules(), BehaviourConfig(), AggregatorConfig())
     recommender = Recommender(Replica(), catalog, online_features)
-    service = Service(log, EventRules(), recommender, catalog, ServingMetrics(), dict, lambda: None)
+    service = Service(
+        log, EventRules(), recommender, catalog, ServingMetrics(Metrics()), dict, lambda: None
+    )
     return Stage(service, connect, log)
 
 
@@ -295,7 +298,9 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory, connect: Connect) -> Iterat
     log = FileLog(tmp_path_factory.mktemp("fuzzed") / "log.db")
     catalog = Catalog(EventRules(), BehaviourConfig(), AggregatorConfig())
     nobody: Any = None
-    service = Service(log, EventRules(), nobody, catalog, ServingMetrics(), dict, lambda: None)
+    service = Service(
+        log, EventRules(), nobody, catalog, ServingMetrics(Metrics()), dict, lambda: None
+    )
     yield Stage(service, connect, log)
     log.close()
 

@@ -20,6 +20,7 @@ from serving.replica import Replica
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, Record
+from streaming.metrics import Metrics
 
 NOW_US = 1_700_000_000_000_000
 METRIC = "headrace_catalog_values_refused"
@@ -37,7 +38,7 @@ def test_refused_values_are_counted_by_entity(
 ) -> None:
     config = CatalogConfig(items=AttributesConfig(fields=2))
     catalog = Catalog(EventRules(), BehaviourConfig(), AggregatorConfig(), None, config)
-    metrics = ServingMetrics()
+    metrics = ServingMetrics(Metrics())
     service = Service(
         log, EventRules(), Recommender(Replica(), catalog, online_features), catalog, metrics,
         dict, lambda: None,

@@ -25,6 +25,7 @@ from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, TopicPartition
+from streaming.metrics import Metrics
 
 Serve = Callable[..., AbstractContextManager[int]]
 PLACE = TopicPartition(EVENTS, 0)
@@ -73,7 +74,9 @@ def service(
     patient: Callable[..., RecommendConfig],
 ) -> Service:
     recommender = Recommender(Replica(), catalog, online_features, patient())
-    return Service(log, EventRules(), recommender, catalog, ServingMetrics(), dict, lambda: None)
+    return Service(
+        log, EventRules(), recommender, catalog, ServingMetrics(Metrics()), dict, lambda: None
+    )
 
 
 @pytest.fixture

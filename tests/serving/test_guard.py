@@ -34,6 +34,7 @@ from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.log import EVENTS, Append, TopicPartition
+from streaming.metrics import Metrics
 from streaming.settings import fill
 
 Connect = Callable[[ASGIApp], httpx.Client]
@@ -89,7 +90,7 @@ def recommender() -> StandIn:
 @pytest.fixture
 def service(log: FileLog, catalog: Catalog, recommender: Any) -> Service:
     return Service(
-        log, EventRules(), recommender, catalog, ServingMetrics(), dict, lambda: None,
+        log, EventRules(), recommender, catalog, ServingMetrics(Metrics()), dict, lambda: None,
         replica_name="replica-7",
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ def test_a_key_opens_and_nothing_else(
 
 def test_health_needs_no_key_unless_it_is_said(client: Callable[..., httpx.Client]) -> None:
     keys = {"shop": key("right")}
-    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/targets", "/openapi.json"):
         assert client(api_keys=keys).get(path).status_code == 200
         assert client(api_keys=keys, open_paths=()).get(path).status_code == 401
 
@@ -300,7 +301,7 @@ def test_a_browser_of_another_site_may_not_ask_unless_it_is_said(
 
 def test_a_gate_lets_few_in_and_few_wait() -> None:
     async def run() -> None:
-        metrics = ServingMetrics()
+        metrics = ServingMetrics(Metrics())
         gate = Gate("test", GateConfig(concurrent=2, waiting=3, wait_s=PATIENCE_S), metrics)
         go = threading.Event()
         working = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(5)]
@@ -329,7 +330,9 @@ def test_a_gate_lets_few_in_and_few_wait() -> None:
 def test_in_a_queue_that_was_full_and_stands_fewer_may_wait() -> None:
     async def run() -> None:
         gate = Gate(
-            "test", GateConfig(concurrent=1, waiting=8, wait_s=PATIENCE_S), ServingMetrics()
+            "test",
+            GateConfig(concurrent=1, waiting=8, wait_s=PATIENCE_S),
+            ServingMetrics(Metrics()),
         )
         go = threading.Event()
         asked = [asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S))) for _ in range(8)]
@@ -359,7 +362,9 @@ def test_in_a_queue_that_was_full_and_stands_fewer_may_wait() -> None:
 
 def test_who_waits_too_long_is_told_to_come_again() -> None:
     async def run() -> None:
-        gate = Gate("test", GateConfig(concurrent=1, waiting=5, wait_s=0.05), ServingMetrics())
+        gate = Gate(
+            "test", GateConfig(concurrent=1, waiting=5, wait_s=0.05), ServingMetrics(Metrics())
+        )
         go = threading.Event()
         first = asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S)))
         await asyncio.sleep(0)
@@ -374,7 +379,7 @@ def test_who_waits_too_long_is_told_to_come_again() -> None:
 
 def test_work_goes_on_when_its_request_is_given_up_and_keeps_its_place() -> None:
     async def run() -> None:
-        gate = Gate("test", GateConfig(concurrent=1, waiting=0), ServingMetrics())
+        gate = Gate("test", GateConfig(concurrent=1, waiting=0), ServingMetrics(Metrics()))
         go = threading.Event()
         task = asyncio.create_task(gate.run(lambda: go.wait(PATIENCE_S)))
         await asyncio.sleep(0)
@@ -397,7 +402,9 @@ def test_work_goes_on_when_its_request_is_given_up_and_keeps_its_place() -> None
 def test_what_is_done_here_keeps_the_order_and_counts_who_came_at_the_same_time() -> None:
     async def run() -> None:
         gate = Gate(
-            "test", GateConfig(concurrent=1, waiting=2, wait_s=PATIENCE_S), ServingMetrics()
+            "test",
+            GateConfig(concurrent=1, waiting=2, wait_s=PATIENCE_S),
+            ServingMetrics(Metrics()),
         )
         loop, done = threading.get_ident(), list[int]()
 

@@ -29,6 +29,7 @@ from streaming.events import EventRules, encode_event, encode_events, parse_even
 from streaming.file_log import FileLog
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, NOBODY, Append, Record
+from streaming.metrics import Metrics
 from streaming.samples import decode_samples
 from trainers.versions import Version
 
@@ -81,7 +82,7 @@ def logged(metrics: ServingMetrics, outcome: str) -> float:
 
 
 def test_every_item_of_an_answer_becomes_an_impression(log: FileLog, answer: Answer) -> None:
-    metrics = ServingMetrics()
+    metrics = ServingMetrics(Metrics())
     with running(log, metrics) as impression_log:
         impression_log.note(answer)
     found = events(log)
@@ -101,11 +102,11 @@ def test_every_item_of_an_answer_becomes_an_impression(log: FileLog, answer: Ans
 
 
 def test_what_is_not_wanted_is_not_logged(log: FileLog, answer: Answer) -> None:
-    with running(log, ServingMetrics(), enabled=False) as impression_log:
+    with running(log, ServingMetrics(Metrics()), enabled=False) as impression_log:
         assert not impression_log.enabled
         impression_log.note(answer)
     assert events(log) == []
-    with running(log, ServingMetrics(), features=False) as impression_log:
+    with running(log, ServingMetrics(Metrics()), features=False) as impression_log:
         impression_log.note(answer)
     assert all("features" not in one["attributes"] for one in events(log))
 
@@ -126,7 +127,7 @@ def test_a_log_that_fails_delays_impressions_and_doubles_none(log: FileLog, answ
         def __getattr__(self, name: str) -> Any:
             return getattr(log, name)
 
-    metrics = ServingMetrics()
+    metrics = ServingMetrics(Metrics())
     with running(Failing(), metrics) as impression_log:
         impression_log.note(answer)
     ids = [one["event_id"] for one in events(log)]
@@ -144,14 +145,14 @@ def test_what_a_log_never_takes_is_lost_at_the_end_and_counted(
         def partition_of(self, topic: str, key: bytes) -> int:
             return 0
 
-    metrics = ServingMetrics()
+    metrics = ServingMetrics(Metrics())
     with running(Away(), metrics, close_timeout_s=0.1) as impression_log:
         impression_log.note(answer)
     assert (logged(metrics, "logged"), logged(metrics, "lost")) == (0, 3)
 
 
 def test_what_is_more_than_may_wait_is_lost_and_counted(log: FileLog, answer: Answer) -> None:
-    metrics = ServingMetrics()
+    metrics = ServingMetrics(Metrics())
     waiting = ImpressionLog(log, RULES, ImpressionLogConfig(answers=2), metrics)
     for _ in range(5):
         waiting.note(answer)  # nobody takes them yet
@@ -159,7 +160,7 @@ def test_what_is_more_than_may_wait_is_lost_and_counted(log: FileLog, answer: An
 
 
 def test_impressions_meet_the_click_that_comes_of_them(log: FileLog, answer: Answer) -> None:
-    with running(log, ServingMetrics()) as impression_log:
+    with running(log, ServingMetrics(Metrics())) as impression_log:
         impression_log.note(answer)
     clicked = answer.items[1].item.item_id
     click = {
@@ -194,7 +195,7 @@ def test_impressions_keep_the_rules_of_events(answer: Answer) -> None:
 
 def test_the_impressions_of_a_user_lie_where_his_events_lie(answer: Answer, tmp_path: Path) -> None:
     log = FileLog(tmp_path / "four.db", partitions={EVENTS: 4})
-    with running(log, ServingMetrics()) as impression_log:
+    with running(log, ServingMetrics(Metrics())) as impression_log:
         for number in range(40):
             impression_log.note(replace(answer, user_id=f"u{number}"))
     found = {

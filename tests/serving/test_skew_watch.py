@@ -32,6 +32,7 @@ from streaming.events import EventRules
 from streaming.file_log import FileLog
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, SAMPLES, Append, Positions, Record, TopicPartition
+from streaming.metrics import Metrics
 
 Connect = Callable[[ASGIApp], httpx.Client]
 BEHAVIOUR = BehaviourConfig(length=6, searched_words=4)
@@ -74,7 +75,7 @@ class Stage:
 
     def __init__(self, log: FileLog, store: Store, catalog: Catalog, connect: Connect) -> None:
         self.log = log
-        self.metrics = ServingMetrics()
+        self.metrics = ServingMetrics(Metrics())
         self.skew = SkewWatch(Skew(USER_HISTORY, (6, 4)), self.metrics)
         self.watch = SampleWatch(log, [self.skew])
         rules = EventRules()
