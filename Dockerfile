@@ -41,6 +41,7 @@ USER headrace
 WORKDIR /home/headrace
 ENV HEADRACE_HOME=/data \
     HEADRACE_HOST=0.0.0.0 \
+    HEADRACE_METRICS_HOST=0.0.0.0 \
     NUMBA_CACHE_DIR=/home/headrace/.cache/numba
 
 VOLUME /data

@@ -164,11 +164,16 @@ def changed_recipe(changes: Mapping[str, Any]) -> str:
         for name in outer:
             place = place.setdefault(name, {})
         place[last] = value
+    return toml(table)
+
+
+def toml(table: Mapping[str, Any]) -> str:
+    """A table of plain values and tables as TOML."""
     return "\n".join(_toml(table, ""))
 
 
 def _toml(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Tables of plain values as TOML; JSON writes strings, numbers, booleans and lists alike."""
+    """Line by line; JSON writes strings, numbers, booleans and lists alike."""
     for name, value in table.items():
         if not isinstance(value, Mapping):
             yield f"{name} = {json.dumps(value)}"

@@ -130,7 +130,9 @@ def _learn(
             held = system.gate.holds
             phase = "during" if disturbed else "after" if start >= end else "before"
             settled = start >= begin - _SETTLED
-            samples = poison.near(true, start) if settled and number % _MEASURE_EVERY == 0 else None
+            measures = settled and number % _MEASURE_EVERY == 0
+            # What comes next: what has come is learnt by now, if its labels did not lie.
+            samples = poison.near(true, start + poison.AT_ONCE) if measures else None
             if samples is not None:
                 hits, tests = system.recall(samples)
                 so_far = course.found.setdefault(phase, [0, 0])

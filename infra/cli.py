@@ -19,6 +19,9 @@ from infra import (
     doctor_command,
     edge_commands,
     features_command,
+    grafana_command,
+    logs_command,
+    monitoring_command,
     replay_command,
     serve_command,
     topics_command,
@@ -56,6 +59,9 @@ app.command()(daily_command.daily)
 app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
 app.add_typer(features_command.features, name="features")
+app.command()(logs_command.logs)
+monitoring_command.monitoring.command()(grafana_command.grafana)
+app.add_typer(monitoring_command.monitoring, name="monitoring")
 app.add_typer(versions_command.versions, name="versions")
 app.command()(visitors_command.visitors)
 

@@ -23,14 +23,16 @@ from pydantic import PositiveFloat, PositiveInt
 from rich.console import Console
 
 from infra.home import Home
+from infra.logs import log_to_file
 from infra.recipe import Recipe
 from infra.serving import check_port, one_more
 from infra.signals import stopped_by_signals
+from infra.targets import MetricsConfig, Target, announced
 from infra.threads import Threads
-from infra.workers import log_to_file
 from streaming.errors import ConfigError, HeadraceError
 
-import ray  # isort: skip - after infra.workers, which sets its environment
+import infra.workers  # noqa: F401  # isort: skip - it sets the environment of Ray
+import ray  # isort: skip
 
 try:
     with warnings.catch_warnings(action="ignore"):  # of its own settings, about Pydantic's future
@@ -84,12 +86,13 @@ class Answering:
         _stay_on_this_machine()
         name = serve.get_replica_context().replica_id.unique_id
         log_file = home.log_file(f"serve-{name}")
-        log_to_file(log_file)
+        log_to_file(log_file, recipe.logs)
         logger.info("the replica %s is process %d", name, os.getpid())
         self._threads = Threads(log_file)
-        self._recipe = recipe
         self._parts = ExitStack()
         self._serving = self._parts.enter_context(one_more(recipe, home, self._threads, log_file))
+        if recipe.metrics.enabled:
+            self._tell(recipe.metrics, home)
         said = None
         while reason := self._serving.not_ready():
             if reason != said:
@@ -98,10 +101,14 @@ class Answering:
             if self._threads.stopping.wait(_LOOK_S):
                 raise HeadraceError(self._threads.failure or "stopped before it was ready")
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from serving.http.api import create_app
+    def _tell(self, config: MetricsConfig, home: Home) -> None:
+        """At a port of its own, for the proxy's leads to any of the replicas."""
+        port = self._parts.enter_context(self._serving.metrics.process.served(config.host))
+        target = Target("serve", 0, config.address(config.host, port))
+        self._parts.enter_context(announced(home, target))
 
-        return create_app(self._serving.service(self._serving.status), self._recipe.serving)
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._serving.app(self._serving.service(self._serving.status))
 
     def check_health(self) -> None:
         """Serve asks now and then, and replaces what raises."""

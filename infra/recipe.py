@@ -10,11 +10,17 @@ from features.catalog import CatalogConfig
 from features.skew import SkewConfig
 from features.store_config import StoreConfig
 from infra.home import Learning
+from infra.logs import LogsConfig
+from infra.monitor.monitor import MonitorConfig
 from infra.recipe_file import RECIPES, read_recipe
+from infra.targets import MetricsConfig
+from infra.tracing import TracingConfig
+from serving.drift import DriftConfig
 from serving.http.api import ApiConfig
 from serving.impression_log import ImpressionLogConfig
 from serving.recommender import RecommendConfig
 from serving.replica import ReplicaConfig
+from serving.served_watch import QualityConfig
 from streaming.archive import ArchiveConfig
 from streaming.errors import ConfigError
 from streaming.events import EventRules
@@ -57,8 +63,14 @@ class Recipe:
     recommend: RecommendConfig = field(default_factory=RecommendConfig)
     impressions: ImpressionLogConfig = field(default_factory=ImpressionLogConfig)
     skew: SkewConfig = field(default_factory=SkewConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    logs: LogsConfig = field(default_factory=LogsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     # Few records a turn: a version goes out between turns, and a step takes its time. Its state
     # is large, so cuts are written in the background.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,24 @@ import torch
 
 from features.store import FeastStore
 from infra.home import Home, Learning
+from infra.log_metrics import LogMetrics
+from infra.logs import log_to_file
+from infra.monitor.monitor import Monitor, Watched
 from infra.progress import Reporter
 from infra.recipe import NO_SOURCE, Recipe
 from infra.serving import Serving, answering, check_port
 from infra.signals import stopped_by_signals
 from infra.status import progress
+from infra.targets import targets
 from infra.threads import Threads
-from infra.wiring import archiver, catalog_loop
-from infra.workers import Workers, log_to_file
+from infra.wiring import archiver, catalog_loop, version_store
+from infra.workers import Workers
+from serving.http.api import Service
 from serving.times import time_text
 from streaming.archiver import Archiver
 from streaming.errors import ConfigError, HeadraceError, LogError
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, Log
+from streaming.metrics import Metrics
 from streaming.open_log import open_log
 from streaming.sources.registry import open_source
 from streaming.sources.replay import Replay
@@ -53,8 +61,11 @@ class System:
         self._threads = Threads(log_file)
         self.stopping = self._threads.stopping
         self.log: Log = _open(home, recipe.group.ranks)
-        catalog = catalog_loop(recipe, home, self.log)
-        self.serving = Serving(recipe, home, self.log, catalog, log_file)
+        self.metrics = Metrics(process=True)
+        told = self.metrics if recipe.metrics.enabled else None
+        catalog = catalog_loop(recipe, home, self.log, told)
+        self.serving = Serving(recipe, home, self.log, catalog, log_file, self.metrics)
+        self._log_metrics = LogMetrics(self.metrics, self.log, recipe.learning)
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self._settled: tuple[object, float] = (None, 0.0)
@@ -73,16 +84,21 @@ class System:
         with ExitStack() as stack:
             stack.callback(self.log.close)
             self.serving.features.apply()
-            service = self.serving.service(self.status)
+            service = replace(self.serving.service(self.status), look=self._log_metrics.look)
+            monitor = self._make_monitor(service)
+            service = replace(service, monitor=monitor)
             stop_answering = stack.enter_context(
                 answering(self.serving, service, self._port, self._threads)
             )
+            stack.enter_context(self.serving.announced("run", self._port))
             stack.callback(self.workers.stop)
             stack.callback(self.stopping.set)
             self.workers.start()
             threads = {**self.serving.threads(), "replay": self._run_replay}
             if self._recipe.archive.enabled:
                 threads["archive"] = self._run_archive
+            if monitor is not None:
+                threads["monitor"] = monitor.run
             for name, run in threads.items():
                 stack.enter_context(self._threads.running(name, run))
             stack.callback(stop_answering)  # first: what is answered last is noted by the threads
@@ -122,8 +138,8 @@ class System:
         now = time.monotonic()
         newest = found["newest_version"]
         served = None if info is None else info.name
-        # While replicas are held at a version, the newest is not waited for.
-        behind = served != found["version"] and self.serving.pinned is None
+        # While replicas are to stay at a version, the newest is not waited for.
+        behind = served != found["version"] and self.serving.target is None
         waiting = any(found["lag"].values()) or behind
         if self._recipe.learning == "daily":
             # Of what the archiver has read, rows wait until a file is worth it.
@@ -148,6 +164,46 @@ class System:
         source = open_source(self._recipe.source, data)
         return Replay(self.log, source, self._waiting, self._recipe.replay)
 
+    def _make_monitor(self, service: Service) -> Monitor | None:
+        recipe, serving = self._recipe, self.serving
+        if not (recipe.monitor.enabled and recipe.metrics.enabled):
+            return None
+        watched = Watched(
+            log=self.log,
+            rules=recipe.events,
+            catalog=service.catalog,
+            replica=serving.replica,
+            recommender=service.recommender,
+            store=version_store(recipe, self._home),
+            metrics=self.metrics,
+            exposition=self._exposition,
+            targets=lambda: targets(self._home),
+            expected=[
+                (role, rank)
+                for role in ROLES[recipe.learning]
+                for rank in range(recipe.group.ranks if role == "trainer" else 1)
+            ],
+            status=self.status,
+            pinned=lambda: serving.pinned,
+            gate_mode=recipe.trainer.gate.mode,
+            replay_left=self._replay_left,
+            quality=lambda: {
+                "rows": serving.served.figures(),
+                "progressive": serving.live.figures(),
+            },
+            drift=serving.drift.figures,
+        )
+        return Monitor(watched, recipe.monitor)
+
+    def _exposition(self) -> bytes:
+        """What this process tells, of the log too."""
+        self._log_metrics.look()
+        return self.metrics.exposition()[0]
+
+    def _replay_left(self) -> int:
+        progress = None if self.replay is None else self.replay.progress
+        return 0 if progress is None else max(0, progress.total - progress.done)
+
     def _waiting(self) -> int:
         """Records on the way: in front of the feature store, or of a trainer of this run."""
         lag = progress(self.log, self._recipe.learning).lag
@@ -167,7 +223,8 @@ class System:
             done = now
 
     def _run_archive(self, stopping: threading.Event) -> None:
-        self._archiver = archiver(self._recipe, self._home, self.log)
+        told = self.metrics if self._recipe.metrics.enabled else None
+        self._archiver = archiver(self._recipe, self._home, self.log, told)
         self._archiver.run(stopping)
 
 
@@ -194,7 +251,8 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
             FeastStore(home.features, recipe.features).clear()
         if realtime:
             locks.enter_context(home.locked_for_training("headrace run"))
-        log_to_file(home.log_file("run"))
+        log_to_file(home.log_file("run"), recipe.logs)
+        logger.info("headrace run is process %d", os.getpid())
         with Reporter(f"http://{recipe.serving.host}:{port}", home.path) as reporter:
             system = System(recipe, home, port)
             # Once more inside: Ray puts handlers of its own in place of ours when it starts.
@@ -210,6 +268,7 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
                         break
                 reporter.stopping()
             reporter.stopped(system.failure is None)
+        logger.info("headrace run has stopped: %s", system.failure or "it was asked to")
         if system.failure is not None:
             raise HeadraceError(system.failure)
 

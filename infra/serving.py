@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,22 +30,29 @@ from features.store import FeastStore
 from infra.home import Home
 from infra.recipe import Recipe
 from infra.status import newest_version, status
+from infra.targets import Target, announced, discovery, targets
 from infra.threads import Threads
+from infra.tracing import open_tracing
 from infra.wiring import catalog_tail, version_store
 from serving.answers import Answer, Wanted
-from serving.arm_watch import ArmWatch
+from serving.drift_watch import DriftWatch
 from serving.follower import Follower
 from serving.http.answer_json import answer_json
 from serving.http.api import Service, create_app
 from serving.http.connections import guarded
 from serving.impression_log import ImpressionLog
+from serving.live_watch import LiveWatch
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
 from serving.replica import Replica
 from serving.sample_watch import SampleWatch
+from serving.served_watch import ServedWatch
 from serving.skew_watch import SkewWatch
+from serving.version_watch import VersionWatch
 from streaming.errors import ConfigError
 from streaming.log import Log
+from streaming.loop_metrics import observe_age
+from streaming.metrics import Metrics
 from streaming.open_log import open_log
 from streaming.tail import Tail
 from trainers.versions import VersionInfo
@@ -80,6 +88,7 @@ class Serving:
         log: Log,
         catalog: KeptCatalog,
         log_file: Path,
+        metrics: Metrics,
     ) -> None:
         self.recipe = recipe
         self._home = home
@@ -88,22 +97,33 @@ class Serving:
         self._log_file = log_file
         self.waiting: Callable[[], str | None] = lambda: None  # says what it still needs
         self.draining = threading.Event()  # from then on nobody is to send requests any more
-        self.metrics = ServingMetrics()
+        self.metrics = ServingMetrics(metrics)
+        self._tracing = open_tracing(recipe.tracing, log_file.stem)
         self.replica = Replica(recipe.replica)
         self.features = FeastStore(home.features, recipe.features)
         self.skew = _skew_watch(recipe, self.metrics)
-        self.arms = ArmWatch(recipe.recommend.experiments, self.metrics)
-        self._samples = SampleWatch(log, [self.skew, self.arms])
+        self.served = ServedWatch(
+            recipe.joiner.impressions.labels, recipe.recommend.experiments, recipe.quality, metrics
+        )
+        self.live = LiveWatch(self.replica, recipe.quality, metrics)
+        self.drift = DriftWatch(recipe.drift, metrics)
+        # The live watch first: a sample that waits may be learnt meanwhile.
+        self._samples = SampleWatch(log, [self.live, self.skew, self.served, self.drift])
         self.impressions = ImpressionLog(log, recipe.events, recipe.impressions, self.metrics)
         self._follower = self._make_follower()
+        self._versions = VersionWatch(log, lambda: self.replica.info, self._look_back)
+        self._answered: VersionInfo | None = None  # the newest version that made an answer
+        told = self.metrics.told
         self._recommender = Recommender(
             self.replica,
             catalog.step,
             self.features,
             recipe.recommend,
             kinds=recipe.behaviour.kinds,
-            told=self.metrics.told,
+            told=told if self._tracing is None else self._tracing.told(told),
+            proposed=self.metrics.proposed,
         )
+        self.metrics.replica_behind.set_function(self._behind_s)
         self._settled = False  # what is only slow at first is behind it
 
     def service(self, status: Callable[[], dict[str, Any]]) -> Service:
@@ -118,7 +138,13 @@ class Serving:
             self.not_ready,
             self._shown,
             replica_name=f"{platform.node()}-{os.getpid()}",
+            targets=lambda: discovery(targets(self._home)),
         )
+
+    def app(self, service: Service) -> Any:
+        """The HTTP interface as an ASGI app."""
+        app = create_app(service, self.recipe.serving)
+        return app if self._tracing is None else self._tracing.requests(app)
 
     def threads(self) -> dict[str, Run]:
         """What keeps it fresh, each to be run in a thread of its own."""
@@ -146,6 +172,8 @@ class Serving:
         """Which version it waits for; None for none."""
         if self.replica.info is not None:
             return None
+        if self._follower.target == "":  # until a version may be served, what is popular is
+            return None
         if self.recipe.learning == "realtime":
             return "no model version has been published yet; the trainer is starting"
         newest = newest_version(self._log)
@@ -164,7 +192,7 @@ class Serving:
             "served_version": None if info is None else info.name,
             "features": saved_freshness(self._home.features),
             "skew": self.skew.figures(),
-            "experiments": self.arms.figures(),
+            "experiments": self.served.experiments(),
         }
 
     def settle(self) -> None:
@@ -187,36 +215,74 @@ class Serving:
 
     def _shown(self, answer: Answer) -> bool:
         """Takes note of an answer that a user is shown; says whether it will be in the log."""
+        info = answer.version
+        if info is not self._answered:
+            self._answered = info
+            if info is not None and info.learnt_logged_us is not None:
+                observe_age(self.metrics.answered, info.learnt_logged_us, time.time())
+        if self._tracing is not None:
+            self._tracing.answered(answer)
         self.skew.note(answer)
         for experiment, arm in answer.arms.items():
             self.metrics.arms.labels(experiment, arm).observe(answer.took_ms["all"] / 1e3)
         return self.impressions.note(answer)
 
+    def announced(self, process: str, port: int) -> AbstractContextManager[None]:
+        """Lets others find the figures of this process, which answers HTTP at a port."""
+        config = self.recipe.metrics
+        if not config.enabled:
+            return nullcontext()
+        address = config.address(self.recipe.serving.host, port)
+        return announced(self._home, Target(process, 0, address))
+
     def _make_follower(self) -> Follower:
+        observe = self._observe_version
         return Follower(
             self._log,
             version_store(self.recipe, self._home),
             self.replica,
-            # Two snapshots and the deltas between; three offsets an announcement, for each may come
-            # in a transaction of its own, which may use up some.
-            look_back=3 * (2 * (self.recipe.trainer.snapshot_every + 1) + 1),
-            applied=self._observe_version,
+            look_back=self._look_back,
+            applied=observe if self._tracing is None else self._tracing.applied(observe),
             # The follower itself logs which one, and why.
             refused=lambda _info, _reason: self.metrics.versions_refused.inc(),
+            noted=self._note_version,
         )
+
+    @property
+    def _look_back(self) -> int:
+        """Offsets of the last announcements, of which a replica needs some."""
+        # Two snapshots and the deltas between; three offsets an announcement, for each may come in
+        # a transaction of its own, which may use up some.
+        return 3 * (2 * (self.recipe.trainer.snapshot_every + 1) + 1)
+
+    def _behind_s(self) -> float:
+        behind_s = self._versions.behind_s()  # it knows of versions that are held back
+        return behind_s if self.pinned is None else 0.0  # there it is to stay
+
+    @property
+    def target(self) -> str | None:
+        """The version at which replicas are to stay, by hand or for the gate; None if they follow
+        the newest, "" if the gate lets none be served.
+        """
+        return self._follower.target
 
     @property
     def pinned(self) -> str | None:
         """The version that replicas are held at; None if they follow the newest."""
         return self._follower.pinned
 
+    def _note_version(self, info: VersionInfo) -> None:
+        self.served.know(info)
+        self.live.know(info)
+
     def _observe_version(self, info: VersionInfo, seconds: float) -> None:
         metrics = self.metrics
         metrics.versions.inc()
         metrics.apply_seconds.observe(seconds)
         metrics.version_number.set(info.number)
+        metrics.served_at.set(time.time())
         if info.learnt_logged_us is not None:  # it has learnt something new
-            metrics.freshness.observe(time.time() - info.learnt_logged_us / 1e6)
+            observe_age(metrics.served, info.learnt_logged_us, time.time())
         if info.watermark_us is not None:
             metrics.watermark.set(info.watermark_us / 1e6)
         for figure, value in info.metrics.items():
@@ -231,6 +297,15 @@ def _skew_watch(recipe: Recipe, metrics: ServingMetrics) -> SkewWatch:
         min(behaviour.searched_words, joiner.searched_words),
     )
     return SkewWatch(Skew(USER_HISTORY, lengths, recipe.skew), metrics)
+
+
+def _not_judging(recipe: Recipe) -> Recipe:
+    """What is served by any replica, the run judges."""
+    return replace(
+        recipe,
+        quality=replace(recipe.quality, enabled=False),
+        drift=replace(recipe.drift, enabled=False),
+    )
 
 
 class Beginning:
@@ -268,7 +343,7 @@ def one_more(recipe: Recipe, home: Home, threads: Threads, log_file: Path) -> It
         raise ConfigError(f"nothing has run in {home.path} yet: start with `headrace run`")
     with closing(open_log(home.log_url)) as log, ExitStack() as stack:
         catalog = catalog_tail(recipe, home, log)
-        serving = Serving(recipe, home, log, catalog, log_file)
+        serving = Serving(_not_judging(recipe), home, log, catalog, log_file, Metrics(process=True))
         serving.waiting = Beginning(catalog, serving.features).waiting
         for name, run in serving.threads().items():
             stack.enter_context(threads.running(name, run))
@@ -286,7 +361,7 @@ def answering(
     sys.setswitchinterval(_SWITCH_S)
     server = uvicorn.Server(
         uvicorn.Config(
-            _parting(create_app(service, config), serving.draining),
+            _parting(serving.app(service), serving.draining),
             host=config.host,
             port=port,
             log_config=None,

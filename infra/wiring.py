@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from infra.home import Home
 from infra.recipe import Recipe
+from infra.tracing import open_tracing
 from streaming.archive import Archive
 from streaming.archiver import GROUP as ARCHIVE
 from streaming.archiver import Archiver, ArchiveStep
 from streaming.artefact import Artefact
 from streaming.log import EVENTS, SAMPLES, Log, TopicPartition
-from streaming.loop import Loop, Read
+from streaming.loop import Loop, LoopObserver, Read, Turn, Unobserved
+from streaming.loop_metrics import LoopMetrics
+from streaming.metrics import Metrics
 from streaming.shares import Shares, SharesConfig
 from streaming.tail import Tail, TailConfig
 
@@ -23,15 +26,19 @@ if TYPE_CHECKING:
     from trainers.group import Led, Member
     from trainers.version_store import VersionStore
 
-# Each builder imports what only its own process needs: importing Feast takes seconds.
+# Each builder imports what only its own process needs: importing Feast takes seconds. What it makes
+# tells `metrics`, where there are any.
 _HOURS_KEPT = 6  # of each the first snapshot stays, so that `headrace versions rollback` finds one
 
 
-def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
+def joiner_loop(recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None) -> Shares:
     """`events` -> `samples` and `dead-letters`; joiners share the partitions of `events`."""
     from features.behaviour import Behaviour
     from streaming.joiner import Joiner
+    from streaming.joiner_metrics import JoinerMetrics
     from streaming.samples import samples_partition
+
+    observer = _traced(recipe, "joiner", None if metrics is None else JoinerMetrics(metrics))
 
     def of_partition(place: TopicPartition) -> Loop[Any]:
         return Loop(
@@ -49,15 +56,19 @@ def joiner_loop(recipe: Recipe, home: Home, log: Log) -> Shares:
             home.cuts(f"joiner/{place.partition}"),
             only=[place],
             config=recipe.loop,
+            observer=observer,
         )
 
     config = SharesConfig(recipe.loop.limit, recipe.loop.idle_s)
     return Shares(log, "joiner", [EVENTS], of_partition, config)
 
 
-def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
+def aggregator_loop(
+    recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None
+) -> Loop[Any]:
     """`events` -> the feature store."""
     from features.aggregator import Aggregator
+    from features.aggregator_metrics import AggregatorMetrics
     from features.store import FeastStore
 
     store = FeastStore(home.features, recipe.features)
@@ -72,10 +83,13 @@ def aggregator_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
         redo=store.push_again,
         flush=store.flush,
         config=replace(recipe.loop, background=True),
+        observer=None if metrics is None else AggregatorMetrics(metrics),
     )
 
 
-def catalog_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Catalog]:
+def catalog_loop(
+    recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None
+) -> Loop[Catalog]:
     """`events` -> what serving knows of items and users."""
     return Loop(
         log,
@@ -84,6 +98,7 @@ def catalog_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Catalog]:
         _catalog(recipe),
         home.cuts("catalog"),
         config=recipe.loop,
+        observer=None if metrics is None else LoopMetrics(metrics, "catalog"),
     )
 
 
@@ -110,44 +125,55 @@ def version_store(recipe: Recipe, home: Home) -> VersionStore:
     return VersionStore(place, hours_kept=_HOURS_KEPT)
 
 
-def trainer_loop(recipe: Recipe, home: Home, log: Log) -> Loop[Any]:
+def trainer_loop(recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None) -> Loop[Any]:
     """`samples` -> versions."""
     from trainers.trainer import Trainer
     from trainers.versions import new_lineage
 
     _use_one_thread()
     lineage, store = new_lineage(), version_store(recipe, home)
-    return _loop_to_versions(
-        recipe, home, log, store, lambda state: Trainer(recipe.trainer, lineage, state)
-    )
+    good = store.last_good(recipe.trainer.model)
+
+    def make(state: Artefact | None) -> Trainer:
+        return Trainer(recipe.trainer, lineage, state, last_good=good)
+
+    return _loop_to_versions(recipe, home, log, store, make, metrics)
 
 
-def trainer_rank(recipe: Recipe, home: Home, log: Log, exchange: Exchange) -> Led | Member:
+def trainer_rank(
+    recipe: Recipe, home: Home, log: Log, exchange: Exchange, metrics: Metrics | None = None
+) -> Led | Member:
     """One of the ranks that together do what `trainer_loop` does."""
     from trainers.group import Leader, Led, Member
     from trainers.peers import Ranks
     from trainers.trainer import Trainer
+    from trainers.trainer_metrics import TrainerMetrics
 
     _use_one_thread()
     cuts, store, peers = home.cuts("trainer"), version_store(recipe, home), Ranks(exchange)
+    good = store.last_good(recipe.trainer.model)
 
     def make(lineage: str, state: Artefact | None) -> Trainer:
-        return Trainer(recipe.trainer, lineage, state, peers)
+        return Trainer(recipe.trainer, lineage, state, peers, good)
 
     if exchange.rank > 0:
-        return Member(exchange, log, make, cuts, store)
+        told = {} if metrics is None else {"told": TrainerMetrics(metrics).told}
+        return Member(exchange, log, make, cuts, store, **told)
     leader = Leader(exchange, log, make, cuts, store, recipe.group)
-    return Led(_loop_to_versions(recipe, home, log, store, leader.build, leader.read), leader)
+    loop = _loop_to_versions(recipe, home, log, store, leader.build, metrics, leader.read)
+    return Led(loop, leader)
 
 
-def _loop_to_versions(
+def _loop_to_versions(  # noqa: PLR0913 - what its two callers share
     recipe: Recipe,
     home: Home,
     log: Log,
     store: VersionStore,
     build: Callable[[Artefact | None], Any],
+    metrics: Metrics | None,
     read: Read | None = None,
 ) -> Loop[Any]:
+    observer = None if metrics is None else _TrainerLoopMetrics(metrics)
     return Loop(
         log,
         "trainer",
@@ -157,7 +183,28 @@ def _loop_to_versions(
         read=read,
         execute=store.execute,
         config=recipe.trainer_loop,
+        observer=_traced(recipe, "trainer", observer),
     )
+
+
+class _TrainerLoopMetrics(LoopMetrics):
+    """The observer of a trainer's loop; in a group, that of the rank that leads."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        from trainers.trainer_metrics import TrainerMetrics
+
+        super().__init__(metrics, "trainer")
+        self._trainer = TrainerMetrics(metrics)
+
+    def turned(self, turn: Turn) -> None:
+        super().turned(turn)
+        trainer = getattr(turn.step, "trainer", turn.step)  # a leader has one
+        self._trainer.told(trainer, turn.records, turn.outputs, turn.done_s)
+
+
+def _traced(recipe: Recipe, process: str, observer: LoopObserver | None) -> LoopObserver | None:
+    tracing = open_tracing(recipe.tracing, process)
+    return observer if tracing is None else tracing.loop(observer or Unobserved())
 
 
 def _use_one_thread() -> None:
@@ -172,7 +219,7 @@ def archive_step(recipe: Recipe, state: Artefact | None = None) -> ArchiveStep:
     return ArchiveStep(recipe.events, recipe.joiner.remembered_events, state)
 
 
-def archiver(recipe: Recipe, home: Home, log: Log) -> Archiver:
+def archiver(recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None) -> Archiver:
     """`events` and `samples` -> Parquet by day."""
     return Archiver(
         log,
@@ -180,10 +227,11 @@ def archiver(recipe: Recipe, home: Home, log: Log) -> Archiver:
         lambda state: archive_step(recipe, state),
         home.cuts(ARCHIVE),
         recipe.archive,
+        None if metrics is None else LoopMetrics(metrics, ARCHIVE),
     )
 
 
-LOOPS: dict[str, Callable[[Recipe, Home, Log], Loop[Any] | Shares]] = {
+LOOPS: dict[str, Callable[[Recipe, Home, Log, Metrics | None], Loop[Any] | Shares]] = {
     "joiner": joiner_loop,
     "aggregator": aggregator_loop,
     "trainer": trainer_loop,

@@ -11,16 +11,20 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from infra.home import Home
+from infra.logs import log_to_file
 from infra.recipe import Recipe
+from infra.targets import Target, announced
+from infra.tracing import open_tracing
 from infra.wiring import LOOPS, trainer_rank
 from streaming.errors import Fenced, HeadraceError
 from streaming.log import Log
+from streaming.metrics import Metrics
 from streaming.open_log import open_log
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,7 +50,7 @@ class Worker:
         self._name = _name(role, rank)
         self._store: Any = None  # where the ranks of a group meet
         self._stopping = threading.Event()
-        log_to_file(self._home.log_file(role if rank == 0 else f"{role}-{rank}"))
+        log_to_file(home.log_file(role if rank == 0 else f"{role}-{rank}"), recipe.logs)
 
     def open_meeting(self) -> tuple[str, int]:
         """Makes a place where the ranks of a group meet; returns its address."""
@@ -61,7 +65,9 @@ class Worker:
         log = open_log(self._home.log_url)
         logger.info("the %s is process %d", self._name, os.getpid())
         try:
-            self._loop(log, meeting).run(self._stopping)
+            with self._telling() as metrics:
+                self._loop(log, meeting, metrics).run(self._stopping)
+            logger.info("the %s has stopped, with a cut", self._name)
         except Fenced:
             logger.warning("another %s was still at work", self._name)
             raise  # it is a dying one: a new actor goes on from what both have committed
@@ -73,15 +79,30 @@ class Worker:
             raise
         finally:
             log.close()
+            if (tracing := open_tracing(self._recipe.tracing, self._role)) is not None:
+                tracing.flush()
         return None
 
     def stop(self) -> None:
         """Asks `run` to end after its turn, with a cut."""
         self._stopping.set()
 
-    def _loop(self, log: Log, meeting: tuple[str, int] | None) -> Any:
+    @contextmanager
+    def _telling(self) -> Iterator[Metrics | None]:
+        """What the loop tells others as long as the block lasts; None if it is to tell nothing."""
+        config = self._recipe.metrics
+        if not config.enabled:
+            yield None
+            return
+        metrics = Metrics(process=True)
+        with metrics.served(config.host) as port:
+            target = Target(self._role, self._rank, config.address(config.host, port))
+            with announced(self._home, target):
+                yield metrics
+
+    def _loop(self, log: Log, meeting: tuple[str, int] | None, metrics: Metrics | None) -> Any:
         if meeting is None:
-            return LOOPS[self._role](self._recipe, self._home, log)
+            return LOOPS[self._role](self._recipe, self._home, log, metrics)
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from trainers.exchange import connect
@@ -90,7 +111,7 @@ class Worker:
         group, device = self._recipe.group, self._recipe.trainer.device
         host = ray.util.get_node_ip_address()
         exchange = connect(store, host, self._rank, group.ranks, group.answer_within_s, device)
-        return trainer_rank(self._recipe, self._home, log, exchange)
+        return trainer_rank(self._recipe, self._home, log, exchange, metrics)
 
 
 class Workers:
@@ -234,12 +255,3 @@ def _actor_class(recipe: Recipe | None) -> Any:
     on_gpu = recipe is not None and recipe.trainer.device != "cpu"
     options = {"num_cpus": 0, "num_gpus": int(on_gpu), "max_restarts": 0, "max_concurrency": 2}
     return ray.remote(**options)(Worker)
-
-
-def log_to_file(path: Path) -> None:
-    """Sends what is logged in this process to a file."""
-    logging.raiseExceptions = False  # a full disk must not bury its own error under this one
-    logging.getLogger("feast").setLevel(logging.WARNING)
-    logging.basicConfig(
-        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )

@@ -105,6 +105,16 @@ class Follower:
         return self._pinned
 
     @property
+    def target(self) -> str | None:
+        """The version at which replicas are to stay, by hand or for the gate; None if they follow
+        the newest. "" if the gate holds all there are.
+        """
+        newest = self.newest
+        if self._pinned is None and newest is not None and newest.held is not None:
+            return newest.last_good or ""
+        return self._pinned
+
+    @property
     def newest(self) -> VersionInfo | None:
         """The newest version that was announced, held back or not."""
         order = self._lineages

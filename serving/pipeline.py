@@ -34,6 +34,7 @@ from serving.rules import RulesConfig, Slate, all_rules
 Floats = NDArray[np.float64]
 # What is expected of each candidate (n,), for each task by its name.
 Ranker = Callable[[Visit, Candidates], Mapping[str, Floats]]
+Proposed = Callable[[str, int], None]  # a source, and how many candidates it proposes
 SHARE = "share"  # the task that every candidate has a number for: its pooled share
 
 
@@ -113,12 +114,14 @@ class Pipeline:
         catalog: Catalog,
         ranker: Ranker | None = None,
         sources: Mapping[str, Source] | None = None,
+        proposed: Proposed = lambda _source, _candidates: None,
     ) -> None:
         self._config = config
         self._catalog = catalog
         self._ranker = ranker
         self._own = all_sources(config.cold_start, catalog)
         self._others = sources or {}
+        self._proposed = proposed
         self._rules = all_rules(config.rules)
 
     def temperature(self, served: ServedModel | None) -> float:
@@ -135,7 +138,10 @@ class Pipeline:
         ]
         proposed = [work.do(name, source, visit) for name, source in self._own.items()]
         proposed += [work.get(one) for one in started]
-        found = pooled([one for one in proposed if one is not None], visit.hidden)
+        proposals = [one for one in proposed if one is not None]
+        for one in proposals:
+            self._proposed(one.source, len(one.items))
+        found = pooled(proposals, visit.hidden)
         if visit.allowed is not None:
             found = found.where(visit.allowed.holds(found.items))
         return found

@@ -22,8 +22,9 @@ from serving.experiments import Experiment, arm_of, changed
 from serving.filters import Filters
 from serving.index import Subset
 from serving.parts import Parts, PartsConfig, Told, Work
-from serving.pipeline import Ordered, Pipeline, PipelineConfig, Ranker
+from serving.pipeline import Ordered, Pipeline, PipelineConfig, Proposed, Ranker
 from serving.replica import Replica
+from serving.request import REQUEST_ID
 from streaming.ids import stable_id, stable_ids
 from streaming.kernels import EMPTY
 
@@ -87,6 +88,7 @@ class Recommender:
         ranker: Ranker | None = None,
         sources: Mapping[str, Source] | None = None,
         told: Told = lambda _part, _outcome, _seconds: None,
+        proposed: Proposed = lambda _source, _candidates: None,
     ) -> None:
         self._replica = replica
         self._catalog = catalog
@@ -95,6 +97,7 @@ class Recommender:
         self._kinds = kinds
         self._ranker = ranker
         self._sources = sources
+        self._proposed = proposed
         self._filters = Filters(catalog.items, self._config.available)
         self._parts = Parts(self._config.parts, told)
         self._pipelines: dict[tuple[str | None, tuple[tuple[str, str], ...]], Pipeline] = {}
@@ -200,7 +203,7 @@ class Recommender:
         shown = list(self._described(listed, wanted.count, set(hidden.tolist()), wanted.filters))
         items = self._explained(shown, ordered, work) if wanted.explain else _plain(shown)
         return Answer(
-            request_id=uuid.uuid4().hex,
+            request_id=REQUEST_ID.get() or uuid.uuid4().hex,
             items=items,
             version=None if served is None else served.info,
             known_actions=len(history),
@@ -298,7 +301,7 @@ class Recommender:
         pipeline = self._pipelines.get(key)
         if pipeline is None:
             config = self._pipeline_config(known, arms)
-            pipeline = Pipeline(config, self._catalog, self._ranker, self._sources)
+            pipeline = Pipeline(config, self._catalog, self._ranker, self._sources, self._proposed)
             self._pipelines[key] = pipeline
         return pipeline
 

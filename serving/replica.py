@@ -183,7 +183,7 @@ class Replica:
         else:
             logger.warning(
                 "version %s is still being read after %g s: that copy is left to its readers",
-                side.served.info.name, patience_s,
+                side.served.info.name, patience_s, extra={"version": side.served.info.name},
             )  # fmt: skip
         return free
 

@@ -29,7 +29,7 @@ from streaming.errors import ArtefactCorrupt
 from streaming.events import TICK, EventRules
 from streaming.intake import Intake
 from streaming.log import EVENTS, Log, Record, TopicPartition
-from streaming.loop import Loop, LoopConfig
+from streaming.loop import Loop, LoopConfig, LoopObserver
 
 logger = logging.getLogger(__name__)
 GROUP = "archive"
@@ -88,13 +88,14 @@ class ArchiveStep:
 class Archiver:
     """Runs the step in turns that are few and large, for nobody waits for an archive."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the wiring of a whole consumer, done once
         self,
         log: Log,
         archive: Archive,
         build: Callable[[Artefact | None], ArchiveStep],
         cuts: Path,
         config: ArchiveConfig | None = None,
+        observer: LoopObserver | None = None,
         reached: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._config = config or ArchiveConfig()
@@ -114,6 +115,7 @@ class Archiver:
             redo=self._keep_again,
             flush=self.writer.flush,
             config=LoopConfig(limit=self._config.limit, idle_s=0, cut_every_s=self._config.seconds),
+            observer=observer,
             reached=reached,
         )
 

@@ -21,6 +21,7 @@ _GROUP = "redrive"
 _TURN = TopicPartition(DEAD_LETTERS, 0)  # its position in the group counts the re-drives
 _MARK_STARTS = b'{"redriven"'
 _READ_AT_ONCE = 512
+_READS_A_COUNT = 20
 _BYTE = re.compile(r" \(byte \d+\)")
 _PATIENCE_S = 10.0
 
@@ -189,3 +190,32 @@ class Letters:
                     yield record
                 behind[record.place] = record.offset + 1
             behind = {place: at for place, at in behind.items() if at < self._ends[place]}
+
+
+class WaitingLetters:
+    """Counts the letters that were not re-driven, again and again: it reads only what is new.
+
+    One that falls out of retention counts on until there is a new object.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._positions = dict(log.positions(NOBODY, [DEAD_LETTERS]))
+        self._waiting = 0
+
+    def count(self) -> int:
+        """How many wait; at first, of very many, perhaps not all: it looks at some thousands at a
+        time.
+        """
+        for _ in range(_READS_A_COUNT):
+            records = self._log.read(self._positions, _READ_AT_ONCE, 0.0)
+            if not records:
+                break
+            for record in records:
+                self._positions[record.place] = record.offset + 1
+                match decode_letter(record.value):
+                    case Mark(redriven):
+                        self._waiting -= len(redriven)
+                    case DeadLetter():
+                        self._waiting += 1
+        return self._waiting

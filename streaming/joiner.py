@@ -127,6 +127,7 @@ class Joiner:
         self._scenarios: dict[str, int] = {}
         self._logged_us = 0
         self._ticked_us = 0
+        self._dealt_with: Ordered | None = None
         if state is not None:
             self._intake.restore(state.shards["intake"])
             self._intake.repeats = state.meta["counts"]["repeated_events"]
@@ -144,7 +145,8 @@ class Joiner:
         letters = [dead_letter(rejected) for rejected in taken.rejected]
         if len(taken.logged_us):
             self._logged_us = max(self._logged_us, int(taken.logged_us.max()))
-        return letters + self._joined(self._order.take(taken.events, taken.logged_us))
+        self._dealt_with = self._order.take(taken.events, taken.logged_us)
+        return letters + self._joined(self._dealt_with)
 
     def on_time(self, now_us: int) -> list[Append]:
         """A tick for a partition in which nothing else says that time goes on.
@@ -196,6 +198,29 @@ class Joiner:
             "late_events": self._order.late,
             "repeated_events": self._intake.repeats,
         }
+
+    @property
+    def config(self) -> JoinerConfig:
+        return self._config
+
+    @property
+    def intake(self) -> Intake:
+        """What decided which events were taken; to be looked at."""
+        return self._intake
+
+    @property
+    def open_impressions(self) -> int:
+        return len(self._impressions)
+
+    @property
+    def newest_us(self) -> int:
+        """The time of the partition, 0 before its first event."""
+        return self._order.newest_us
+
+    @property
+    def dealt_with(self) -> Ordered | None:
+        """The events of the last batch, and of those that waited for it, that were joined."""
+        return self._dealt_with
 
     # -- joining ---------------------------------------------------------------------------
 

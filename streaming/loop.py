@@ -27,6 +27,7 @@ With `LoopConfig.background` the loop itself only copies the state; a thread bes
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,6 +43,8 @@ from streaming.cuts import CutDirectory
 from streaming.errors import ArtefactError, Fenced
 from streaming.log import NOBODY, Append, Log, Positions, Record, TopicPartition
 
+logger = logging.getLogger(__name__)
+_SLOW_CUT_S = 5.0
 REPLAY_WAIT_S = 10.0  # for records that must be there, from a log that may be far away
 Output = Any  # an Append, or an instruction that the loop's executor understands
 Executor = Callable[[Sequence[Output]], Sequence[Append]]
@@ -262,7 +265,7 @@ class Loop(Generic[S]):
         if self._clock() >= self._cut_due and self._writing is None:
             begun = time.perf_counter()
             self._begin_cut()
-            self._observer.cut(time.perf_counter() - begun)
+            self._tell_of_cut(time.perf_counter() - begun)
 
     def cut(self) -> None:
         """Saves positions and state now, unless nothing was read since the last cut.
@@ -278,7 +281,12 @@ class Loop(Generic[S]):
         self._finish_cut(wait=True)
         self._begin_cut()
         self._finish_cut(wait=True)
-        self._observer.cut(time.perf_counter() - begun)
+        self._tell_of_cut(time.perf_counter() - begun)
+
+    def _tell_of_cut(self, seconds: float) -> None:
+        self._observer.cut(seconds)
+        if seconds > _SLOW_CUT_S:
+            logger.warning("the %s stood still for %.1f s, for a cut", self._group, seconds)
 
     def _begin_cut(self) -> None:
         """Copies the state and sees to it that the copy is written."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,10 +88,12 @@ class Shares:
         self._follow()
         positions = {place: loop.positions[place] for place, loop in self._loops.items()}
         records: dict[TopicPartition, list[Record]] = defaultdict(list)
+        begun = time.perf_counter()
         for record in self._log.read(positions, self._config.limit, self._config.idle_s):
             records[record.place].append(record)
+        read_s = (time.perf_counter() - begun) / max(1, len(positions))  # each has its share of it
         for place in positions:
-            self._unless_lost(place, Loop.take, records[place])
+            self._unless_lost(place, Loop.take, records[place], read_s)
         return sum(map(len, records.values()))
 
     def cut(self) -> None:

@@ -31,6 +31,7 @@ LONGEST = (
     "recovery/test_trainer_kills.py",
     "integration/test_daily_home.py",
     "recovery/test_group_kills.py",
+    "browser/test_dashboard.py",
     "browser/test_playground.py",
 )
 

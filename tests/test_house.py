@@ -16,10 +16,11 @@ SHIPPED = (*FLOORS, "benchmarks")
 
 # A client library is imported by the one module or package that adapts it.
 ADAPTERS = {
-    "fastapi": ("serving.http.api", "serving.http.shortcut"),
+    "fastapi": ("serving.http.api", "serving.http.dashboard", "serving.http.shortcut"),
     "feast": ("features.store",),
     "kafka": ("streaming.kafka_client",),
-    "prometheus_client": ("serving.metrics", "features.store"),  # there to keep Feast off it
+    "prometheus_client": ("streaming.metrics", "features.store"),  # there to keep Feast off it
+    "opentelemetry": ("infra.spans",),
     "ray": ("infra.workers", "infra.ray_serve"),
     "redis": ("features.store",),
     "sqlite3": ("streaming.file_log", "features.store"),  # two files, each with rules of its own

@@ -30,6 +30,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from streaming.kernels import EMPTY
 
 _MANY = 1024.0  # numbers: a few rows may well be other than most
+_LOOKS = 16  # versions before anybody knows what is usual: a young model's numbers grow quickly
 _ENOUGH_FOUND = 32.0  # items, before a calibration says anything
 Sums = NDArray[np.float64]
 
@@ -281,7 +282,8 @@ class Soundness:
 
     def __init__(self, growth: float) -> None:
         self._growth = growth
-        self._usual: dict[tuple[str, bool], float] = {}  # squares, by shard and whether whole
+        # By shard and whether whole: how many were looked at, and the usual mean of their squares.
+        self._usual: dict[tuple[str, bool], tuple[int, float]] = {}
         self.reason: str | None = None
         self.check_name = ""
 
@@ -296,15 +298,16 @@ class Soundness:
             return
         for name, (count, squares) in sizes.items():
             if count and squares:
-                mean, before = squares / count, self._usual.get((name, whole))
-                self._usual[name, whole] = mean if before is None else before**0.9 * mean**0.1
+                mean = squares / count
+                looks, usual = self._usual.get((name, whole), (0, mean))
+                self._usual[name, whole] = looks + 1, usual**0.9 * mean**0.1
 
     def _complaint(self, sizes: Mapping[str, Sums], whole: bool) -> tuple[str, str] | None:
         for name, (count, squares) in sizes.items():
             if not math.isfinite(squares):
                 return "finite", f"a number of its {name} is not finite"
-            usual = self._usual.get((name, whole))
-            if usual is None or not squares or count < _MANY:
+            looks, usual = self._usual.get((name, whole), (0, 0.0))
+            if looks < _LOOKS or not squares or count < _MANY:
                 continue
             times = math.sqrt(squares / count / usual)
             if not 1 / self._growth < times < self._growth:

@@ -96,6 +96,12 @@ _letters = msgspec.msgpack.Decoder(list[tuple[str, bytes, bytes | None, int | No
 MakeTrainer = Callable[[str, Artefact | None], Trainer]  # of a lineage, and a state to go on from
 
 
+def _nobody_told(
+    _trainer: Trainer, _records: Sequence[Record], _letters: Sequence[Append], _now_s: float
+) -> None:
+    pass
+
+
 class _Rank:
     """What leader and members do alike."""
 
@@ -285,7 +291,7 @@ class Led:
 
 
 class Member(_Rank):
-    """A rank that does what the leader says."""
+    """A rank that does what the leader says; `told` is told of what it has learnt."""
 
     def __init__(
         self,
@@ -294,8 +300,10 @@ class Member(_Rank):
         make: MakeTrainer,
         cuts: Path,
         versions: VersionStore,
+        told: Callable[[Trainer, Sequence[Record], Sequence[Append], float], None] = _nobody_told,
     ) -> None:
         super().__init__(exchange, log, make, cuts, versions)
+        self._told = told
         self._writer = ThreadPoolExecutor(1, "cuts")
         self._written: Future[int] | None = None
 
@@ -327,7 +335,9 @@ class Member(_Rank):
             case Read():
                 self._read(command)
             case Learn():
-                self._learn(command)
+                records = [self._there[place] for place in command.places if place in self._there]
+                letters = self._learn(command)
+                self._told(self.trainer, records, letters, time.time())
             case Publish():
                 for version in self.trainer.on_time(command.now_us):
                     rank = self._exchange.rank

@@ -127,6 +127,7 @@ class Trainer:
         self._popularity = RankingQuality(config.recall_at, "popularity_")
         self.gate = Gate(config.gate)
         self._soundness = Soundness(config.gate.growth)
+        self._faulted = False  # by the gate, as of the last version
         self._good: deque[tuple[int, str]] = deque(maxlen=2 * config.snapshot_every)
         if last_good is not None:
             self._good.append((0, last_good))
@@ -480,6 +481,7 @@ class Trainer:
             sizes = self._sizes(version.shards)
             self._soundness.look(sizes, whole=version.info.base is None)
         reason = self._soundness.reason or self.gate.reason
+        self._tell_of_verdict(name, reason)
         if reason is None:
             self._good.append((self.steps, name))
         if reason is None or mode == "shadow":
@@ -488,6 +490,17 @@ class Trainer:
         trusted = self.gate.trusted_step if self.gate.holds else self.steps
         good = [name for step, name in self._good if step <= trusted]
         return {"held": reason, "last_good": good[-1] if good else None}
+
+    def _tell_of_verdict(self, name: str, reason: str | None) -> None:
+        """Logs when the gate closes, and when it opens again."""
+        was, self._faulted = self._faulted, reason is not None
+        if was == self._faulted or self._peers.rank > 0:
+            return
+        what = "is held back" if self._config.gate.mode == "hold" else "would be held back"
+        if reason is not None:
+            logger.error("version %s %s: %s", name, what, reason, extra={"version": name})
+        else:
+            logger.warning("version %s passes the gate again", name, extra={"version": name})
 
     def _sizes(self, shards: Mapping[str, pa.Table]) -> dict[str, NDArray[np.float64]]:
         """How large the numbers in shards are, of all ranks together."""

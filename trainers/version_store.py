@@ -315,7 +315,9 @@ class _Retention:
         self._hours_kept = hours_kept
         self._newest: list[VersionInfo] = []  # snapshots of this process, the last one newest
         self._hours: dict[str, dict[int, str]] = {}  # of a model: hour -> its first snapshot
-        self._good: dict[str, str] = {}  # of a model: the version at which the gate holds replicas
+        # Of a model: the version at which the gate holds replicas, and how many good snapshots must
+        # come before nobody goes back there any more.
+        self._good: dict[str, tuple[str, int]] = {}
         self._chains: dict[str, frozenset[str]] = {}  # of versions that are held at
         # Removing takes as many calls as there are versions: far away, training need not wait.
         far = not isinstance(artefacts, LocalArtefacts)
@@ -324,10 +326,7 @@ class _Retention:
 
     def written(self, info: VersionInfo) -> None:
         """A version is durable: what it makes useless goes."""
-        if info.last_good is not None:
-            self._good[info.model] = info.last_good
-        else:
-            self._good.pop(info.model, None)
+        self._note_good(info)
         if info.base is not None or info.artefact in {s.artefact for s in self._newest}:
             return  # executed once more
         self._newest = [*self._newest, info][-self._snapshots_kept :]
@@ -376,9 +375,18 @@ class _Retention:
         """The artefacts that stay whatever their age: of the hours, and of the chains of versions
         at which replicas are held, by hand or by the gate.
         """
-        held = {self._store.pinned(model), self._good.get(model)} - {None}
+        held = {self._store.pinned(model), self._good.get(model, (None, 0))[0]}
         self._chains = {name: self._chain(name) for name in held if name is not None}
         return {*self._hours.get(model, {}).values()}.union(*self._chains.values())
+
+    def _note_good(self, info: VersionInfo) -> None:
+        name, snapshots = self._good.pop(info.model, (None, 0))
+        if info.held is None and info.base is None:
+            snapshots -= 1
+        if info.last_good is not None and info.last_good != name:
+            name, snapshots = info.last_good, self._snapshots_kept
+        if name is not None and snapshots > 0:
+            self._good[info.model] = name, snapshots
 
     def _chain(self, name: str) -> frozenset[str]:
         if name in self._chains:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +21,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from features.attributes import Attributes
 from features.catalog import Catalog
 from serving.answers import Answer, BadQuestion, Wanted
 from serving.http.answer_json import answer_json, encoded, item_fields, ranked_json, user_json
 from serving.http.api_config import ApiConfig, ApiKey, GateConfig
 from serving.http.bodies import Unpacker, chunks, is_packed, parsed, parsed_query, read_body
+from serving.http.dashboard import PAGE_FILES, Monitor, show_dashboard
 from serving.http.gate import Gate
 from serving.http.guard import Guard, Observed
 from serving.http.ingestion import Desk, LineTaker, take_list
@@ -45,6 +47,7 @@ from serving.http.schemas import (
     RecommendAnswer,
     RecommendQuery,
     RecommendQuestion,
+    TargetGroup,
     UserAnswer,
 )
 from serving.http.shortcut import Shortcut
@@ -73,7 +76,9 @@ class Service:
     `status` says how the whole system does; `not_ready` why it cannot answer yet, or None, and so
     does each of the `checks`; `answered` is told of every answer that a user is shown, and says
     whether its impressions will be in the log. `replica_name` names this process among others that
-    answer.
+    answer. `targets` are all processes that tell figures, as Prometheus discovers them, and `look`
+    sets what this process tells of the log when it is asked. `monitor` watches the whole system,
+    where one does.
     """
 
     log: Log
@@ -86,6 +91,9 @@ class Service:
     answered: Callable[[Answer], bool] = lambda _answer: False
     replica_name: str = ""
     checks: Sequence[Callable[[], str | None]] = ()
+    targets: Callable[[], list[dict[str, Any]]] = list
+    look: Callable[[], None] = lambda: None
+    monitor: Monitor | None = None
 
 
 def create_app(
@@ -102,13 +110,15 @@ def create_app(
     _answer_questions(app, service, Gate("answers", config.answers, service.metrics), config)
     _take_events(app, service, Gate("events", config.events, service.metrics), config)
     _tell_of_the_system(app, service)
+    show_dashboard(app, service.monitor, _PAGE_POLICY)
     _serve_the_page(app)
     _answer_errors(app)
     app.openapi = described(app.openapi, config)  # type: ignore[method-assign]
     # The last one added stands first.
     most_asked = next(r for r in app.routes if isinstance(r, APIRoute) and r.name == "recommend")
     app.add_middleware(Shortcut, route=most_asked, refused=_refused)
-    app.add_middleware(Guard, config=config, clock=clock)
+    shown_to_all = replace(config, open_paths=(*config.open_paths, *PAGE_FILES))
+    app.add_middleware(Guard, config=shown_to_all, clock=clock)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -129,7 +139,7 @@ def _answer_questions(app: FastAPI, service: Service, gate: Gate, config: ApiCon
 
     def told(answer: Answer, write: Write, wanted: Wanted | None = None) -> Response:
         for one in answer.items:
-            service.metrics.proposed(one.source)
+            service.metrics.answers.labels(one.source).inc()
         logged = wanted is not None and wanted.shown and service.answered(answer)
         explain = wanted is not None and wanted.explain
         body = write(answer, explain=explain, logged=logged)
@@ -314,6 +324,9 @@ def _media_type(request: Request) -> str:
 
 
 def _tell_of_the_system(app: FastAPI, service: Service) -> None:
+    for entity, known in (("item", service.catalog.items), ("user", service.catalog.users)):
+        service.metrics.refused.labels(entity).set_function(partial(_refused_values, known))
+
     @app.get("/v1/status", responses=errors(422, 429, 503), operation_id="status")
     def status() -> dict[str, Any]:
         """Progress, lag, versions and figures of the whole system."""
@@ -344,23 +357,21 @@ def _tell_of_the_system(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     def metrics() -> Response:
         """For Prometheus."""
-        _look(service)
+        service.look()
         text, content_type = service.metrics.exposition()
         return Response(text, media_type=content_type)
 
+    @app.get(
+        "/v1/targets", response_model=list[TargetGroup], responses=errors(503),
+        operation_id="targets",
+    )  # fmt: skip
+    def targets() -> Response:
+        """All processes that tell figures, for Prometheus' `http_sd_configs`."""
+        return JSONResponse(service.targets())
 
-def _look(service: Service) -> None:
-    """Sets the gauges that stand for what is so now."""
-    metrics, status = service.metrics, service.status()
-    for group, lag in (status.get("lag") or {}).items():
-        metrics.lag.labels(group).set(lag)
-    for view, figures in (status.get("features") or {}).items():
-        for quantile, name in (("0.5", "age_p50_s"), ("0.99", "age_p99_s")):
-            if name in figures:
-                metrics.features_age.labels(view, quantile).set(figures[name])
-    for entity, known in (("item", service.catalog.items), ("user", service.catalog.users)):
-        refused = known.beyond + sum(field.refused for field in known.fields())
-        metrics.refused.labels(entity).set(refused)
+
+def _refused_values(known: Attributes) -> int:
+    return known.beyond + sum(field.refused for field in known.fields())
 
 
 def _serve_the_page(app: FastAPI) -> None:

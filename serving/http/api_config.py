@@ -63,7 +63,10 @@ class ApiConfig:
     body_timeout_s: PositiveFloat = 10.0  # of waiting for a body, beside what its bytes need
     write_timeout_s: PositiveFloat = 30.0  # of a client that does not read its answer
     api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
-    open_paths: tuple[str, ...] = ("/healthz", "/readyz", "/metrics", "/openapi.json")
+    open_paths: tuple[str, ...] = (
+        *("/healthz", "/readyz", "/metrics", "/v1/targets"),
+        "/openapi.json",
+    )
     cors_origins: tuple[str, ...] = ()
     rate_per_s: NonNegativeFloat = 0.0
     burst: PositiveInt = 100

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from serving.http.api_config import GateConfig
 from serving.http.refusals import Overloaded
 from serving.metrics import ServingMetrics
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _BURST_S = 0.25  # a queue that stands for longer is none that will pass
+_OVER_S = 5.0  # without anybody turned away: the storm is over
 
 
 class Gate:
@@ -30,6 +34,8 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._empty_at = 0.0  # when nobody waited, as far as was looked
         self._was_full = False  # since then
+        self._turned_away = 0  # since it was last said that nobody is
+        self._last_at = 0.0
         self._threads = ThreadPoolExecutor(config.concurrent, thread_name_prefix=name)
         self._shed = metrics.shed.labels(name)
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
@@ -43,6 +49,7 @@ class Gate:
         now = time.monotonic()
         if not self._waiting:
             self._empty_at, self._was_full = now, False
+            self._tell_of_the_end(now)
         # In a storm, a queue that was full and still stands, all would only wait longer.
         storm = self._was_full and now - self._empty_at > _BURST_S
         most = self._config.waiting // 4 if storm else self._config.waiting
@@ -76,7 +83,9 @@ class Gate:
             self._leave()
 
     async def _hand_over(self, work: Callable[[], T]) -> T:
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        in_context = copy_context().run  # of the request: its id, its span
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._threads, in_context, work)
         # Not when the request ends: if that is given up, the thread still works.
         running.add_done_callback(self._leave)
         return await asyncio.shield(running)
@@ -97,6 +106,11 @@ class Gate:
                 raise self._overloaded() from None
             raise
 
+    def _tell_of_the_end(self, now: float) -> None:
+        if self._turned_away and now - self._last_at > _OVER_S:
+            logger.warning("%s are taken again: %d were not", self._name, self._turned_away)
+            self._turned_away = 0
+
     def _leave(self, _: asyncio.Future[T] | None = None) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
@@ -107,6 +121,10 @@ class Gate:
 
     def _overloaded(self) -> Overloaded:
         self._shed.inc()
+        self._turned_away += 1
+        self._last_at = time.monotonic()
+        if self._turned_away == 1:
+            logger.warning("%s are turned away: too many at once", self._name)
         return Overloaded(
             f"too many requests for {self._name} at once: send it again after Retry-After seconds",
             1.0,

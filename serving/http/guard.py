@@ -22,11 +22,12 @@ from serving.http.answer_json import encoded
 from serving.http.api_config import ApiConfig, ApiKey
 from serving.http.refusals import BodyTooSlow, retry_after
 from serving.metrics import ServingMetrics
+from serving.request import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 Headers = list[tuple[bytes, bytes]]
 
-REQUEST_ID = b"x-request-id"
+REQUEST_ID_HEADER = b"x-request-id"
 REPLICA = b"x-headrace-replica"
 _SLOWEST_BODY = 1_000.0  # bytes a second
 _SHORT_BODY = 65_536  # what is left of one like this comes by itself
@@ -51,29 +52,32 @@ class Observed:
             return
         begun = time.perf_counter()
         status = 0
+        request = uuid.uuid4().hex
+        REQUEST_ID.set(request)  # a server gives each request a context of its own
 
         async def named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", ()), *self._replica]
-                if not any(name == REQUEST_ID for name, _ in headers):
-                    headers.append((REQUEST_ID, uuid.uuid4().hex.encode()))
+                if not any(name == REQUEST_ID_HEADER for name, _ in headers):
+                    headers.append((REQUEST_ID_HEADER, request.encode()))
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
             await self._app(scope, receive, named)
         except Exception:
+            logger.exception("request %s: %s %s", request, scope["method"], scope["path"])
             if not status:
-                name = uuid.uuid4().hex
-                logger.exception("request %s: %s %s", name, scope["method"], scope["path"])
-                sentence = f"something broke inside: look for request {name} in the service's log"
-                await refuse(named, 500, sentence, [(REQUEST_ID, name.encode())])
+                sentence = (
+                    f"something broke inside: look for request {request} in the service's log"
+                )
+                await refuse(named, 500, sentence)
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, status).observe(time.perf_counter() - begun)
+            self._metrics.requests.labels(route, str(status)).observe(time.perf_counter() - begun)
 
 
 class Guard:

@@ -185,6 +185,13 @@ class NotReady(BaseModel):
     reasons: list[str]
 
 
+class TargetGroup(BaseModel):
+    """`targets` are addresses, `host:port`; the `labels` are added to what is read there."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
 # -- events --------------------------------------------------------------------------------
 
 

@@ -151,3 +151,15 @@ def test_ray_is_of_the_version_that_is_installed() -> None:
     pinned = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned is not None
     assert set(every(MANIFESTS, "rayVersion")) == {pinned[1]}
+
+
+def test_prometheus_finds_every_pod_and_asks_at_a_service_that_is_there() -> None:
+    for _, spec in pods():
+        (advertised,) = [e for e in every(spec["containers"], "env") for e in e if e["name"] == "HEADRACE_ADVERTISE"]  # noqa: E501  # fmt: skip
+        assert advertised["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    asked = re.findall(r"prometheus-config (\S+):(\d+)", (ROOT / "docs" / "deployment.md").read_text())  # noqa: E501  # fmt: skip
+    assert asked
+    for name, port in asked:
+        (service,) = [one for one in of_kind("Service") if one["metadata"]["name"] == name]
+        assert [one["port"] for one in service["spec"]["ports"]] == [int(port)]
+    assert "HEADRACE_METRICS_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()

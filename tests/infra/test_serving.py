@@ -20,6 +20,7 @@ from features.store import FeastStore
 from infra.home import Home
 from infra.recipe import Recipe
 from infra.serving import Beginning, Serving, answering, one_more
+from infra.targets import Target, targets
 from infra.threads import Threads
 from infra.wiring import catalog_tail, version_store
 from streaming.errors import ConfigError
@@ -123,6 +124,17 @@ def test_it_follows_events_and_versions_and_says_what_it_lacks(home: Home, log: 
         assert status["served_version"] == "two_tower/lineage/0"
         assert status["positions"]["catalog"] == 0  # the group of a run is not its own
     assert threads.failure is None
+
+
+def test_it_is_found_and_says_which_version_it_serves_since_when(home: Home, log: Log) -> None:
+    with following(home) as (serving, _), serving.announced("serve", 8000):
+        assert targets(home) == [Target("serve", 0, "127.0.0.1:8000")]
+        publish(home, log)
+        comes_true(lambda: serving.not_ready() is None)
+        value = serving.metrics.registry.get_sample_value
+        comes_true(lambda: value("headrace_replica_behind_seconds") == 0)
+        assert 0 < time.time() - (value("headrace_version_served_timestamp_seconds") or 0) < 60
+    assert targets(home) == []
 
 
 def test_what_fails_in_a_thread_is_told_and_ends_the_others(home: Home) -> None:

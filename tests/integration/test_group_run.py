@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks._service import Service, service
+from infra.home import Home
+from infra.targets import targets
 from streaming.cuts import CutDirectory
 
 MOVIES = 9_125
@@ -52,6 +54,7 @@ def test_a_group_survives_a_kill_and_a_hang_and_changes_its_size(tmp_path: Path)
     home = tmp_path / "home"
     with service(home, {**RECIPE, "group.ranks": 2}) as first:
         first.wait_until_ready()
+        assert [t.rank for t in targets(Home(home)) if t.process == "trainer"] == [0, 1]
         for blow in (signal.SIGKILL, signal.SIGSTOP):
             lineage = lineage_of(first)
             os.kill(process_of(home, 1), blow)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import urllib.request
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
@@ -25,6 +30,7 @@ from streaming.decode import decode_events
 from streaming.errors import HeadraceError
 from streaming.events import EventRules
 from streaming.log import EVENTS, Log, TopicPartition
+from streaming.metrics import parse
 from streaming.open_log import open_log
 from streaming.sources.population import PopulationConfig
 from streaming.sources.world import World, WorldConfig
@@ -116,6 +122,43 @@ def test_metrics_are_for_prometheus(running: Service) -> None:
     assert figures["recall@50"] > 0
 
 
+def test_all_processes_are_found_and_tell_figures_by_the_rules(running: Service) -> None:
+    running.get("/v1/recommend?user_id=watched")
+    told = {}
+    for process, address in targets(running).items():
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+            told[process] = answer.read().decode()
+    assert told.keys() == {"run", "joiner", "aggregator", "trainer"}
+    for process, exposition in told.items():
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=exposition, text=True, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert checked.returncode == 0, (process, checked.stderr)
+        names = {one.name for one in parse(exposition)}
+        assert "process_cpu_seconds_total" in names, process
+        # Nothing that users or clients may invent makes a figure of its own.
+        most = Counter(one.name for one in parse(exposition) if "le" not in one.labels)
+        assert max(most.values()) < 200, (process, most.most_common(3))
+    hops = {
+        process: {
+            one.labels["hop"]
+            for one in parse(exposition)
+            if one.name == "headrace_freshness_seconds_count" and one.value > 0
+        }
+        for process, exposition in told.items()
+    }
+    assert hops["joiner"] >= {"joined"}
+    assert hops["aggregator"] == {"stored"}
+    assert hops["run"] == {"served", "answered"}
+    figures = {(one.name, *one.labels.values()): one.value for one in parse(told["run"])}
+    assert figures["headrace_replica_behind_seconds",] < 60
+    assert figures["headrace_loop_records_total", "catalog"] > 0
+    lags = [one for one in parse(told["run"]) if one.name == "headrace_group_lag_records"]
+    assert {one.labels["group"] for one in lags} == {"joiner", "aggregator", "catalog", "trainer"}
+    assert {one.labels["partition"] for one in lags} == {"0"}
+
+
 def test_visitors_leave_their_events_in_the_log(running: Service) -> None:
     config = VisitorsConfig(rate=20.0, duration_s=4.0, haste=1e6, users=30)
     world = World(WorldConfig(days=2, population=PopulationConfig(users=100, items=100)))
@@ -144,6 +187,36 @@ def of_visitors(log: Log) -> list[dict[str, Any]]:
 
 def impressions(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == "impression"]
+
+
+def test_a_killed_actor_is_gone_and_its_successor_is_found(running: Service) -> None:
+    before = targets(running)
+    killed = process_at(before["aggregator"])
+    os.kill(killed, signal.SIGKILL)
+    running.wait_for(lambda: targets(running).get("aggregator") != before["aggregator"])
+    running.wait_for(lambda: "aggregator" in targets(running))
+    after = targets(running)
+    assert process_at(after["aggregator"]) != killed
+    assert {**after, "aggregator": ""} == {**before, "aggregator": ""}
+    running.wait_for(running.caught_up)
+
+
+def targets(running: Service) -> dict[str, str]:
+    """Where the figures of each process are."""
+    found = json.loads(running.request("GET", "/v1/targets")[1])
+    addresses = {one["labels"]["process"]: one["targets"][0] for one in found}
+    assert len(addresses) == len(found)
+    return addresses
+
+
+def process_at(address: str) -> int:
+    """Which process listens at a port of this machine."""
+    port = int(address.rpartition(":")[2])
+    return next(
+        connection.pid or 0
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port
+    )
 
 
 def test_a_port_in_use_is_said_in_a_sentence(running: Service, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 import pytest
 
 from benchmarks._service import Service, replica, service
+from infra.home import Home
+from infra.targets import targets
 
 USERS = ("1", "2", "7", "15", "nobody-knows-me")
 pytestmark = pytest.mark.timeout(600)
@@ -170,6 +173,12 @@ def test_replicas_under_ray_serve_are_replaced_and_killed_while_requests_come(
                 if socket.status == psutil.CONN_LISTEN:
                     ip = socket.laddr.ip.removeprefix("::ffff:")  # IPv4 in IPv6
                     assert ip in ("127.0.0.1", "::1"), process.name()
+
+        found = [one for one in targets(Home(home)) if one.process == "serve"]
+        assert len(found) == 2
+        for one in found:  # not through the proxy, which leads to either of them
+            with urllib.request.urlopen(f"http://{one.address}/metrics", timeout=20) as answer:
+                assert b"headrace_version_served_timestamp_seconds" in answer.read()
 
         clients = Clients(proxy)
         proxy.process.send_signal(signal.SIGHUP)

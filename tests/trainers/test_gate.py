@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -233,7 +234,7 @@ def sizes(rms: float, rows: int = 64) -> dict[str, NDArray[np.float64]]:
 
 def test_numbers_of_the_usual_size_pass_and_those_many_times_as_large_do_not() -> None:
     sound = Soundness(growth=4.0)
-    for rms in (0.1, 0.12, 0.15, 0.2, 0.3):  # it may grow by and by
+    for rms in np.geomspace(0.02, 0.3, 32):  # it may grow by and by
         sound.look(sizes(rms), whole=False)
         assert sound.reason is None
     sound.look(sizes(1.6), whole=False)
@@ -244,9 +245,17 @@ def test_numbers_of_the_usual_size_pass_and_those_many_times_as_large_do_not() -
 
 def test_a_few_rows_may_be_other_than_most() -> None:
     sound = Soundness(growth=4.0)
-    sound.look(sizes(0.1), whole=False)
+    for _ in range(32):
+        sound.look(sizes(0.1), whole=False)
     sound.look(sizes(9.0, rows=1), whole=False)
     assert sound.reason is None
+
+
+def test_a_young_model_may_grow_quickly() -> None:
+    sound = Soundness(growth=4.0)
+    for rms in (0.01, 0.1, 1.0, 2.0):
+        sound.look(sizes(rms), whole=False)
+        assert sound.reason is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -292,6 +301,21 @@ def test_a_version_with_numbers_that_are_not_finite(
             "off": (None, None, None),
         }[mode]
     )
+
+
+def test_the_log_says_once_when_it_closes_and_when_it_opens(
+    micro_batch: MakeRecord, small: TrainerConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(replace(small, gate=GateConfig(min_samples=4, check_every=1)), "a")
+    with caplog.at_level(logging.INFO, "trainers"):
+        for step in range(12):
+            trainer.on_batch([micro_batch([liked(1, 2)], step)])
+            trainer.on_time(step * 1_000_000)
+    said = [(one.levelname, one.getMessage()) for one in caplog.records]
+    assert said == [
+        ("ERROR", "version two_tower/a/0 is held back: 1 samples are learnt, of 4 at least"),
+        ("WARNING", "version two_tower/a/7 passes the gate again"),
+    ]
 
 
 def test_before_the_first_good_version_there_is_that_of_the_incarnation_before(

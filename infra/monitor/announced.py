@@ -1,0 +1,100 @@
+"""What was announced of versions: the newest, and when the gate closed and opened."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streaming.errors import LogError
+from streaming.log import NOBODY, VERSIONS, Log, Record, TopicPartition
+from trainers.versions import VersionInfo, is_doorbell, read_announcement
+
+_PLACE = TopicPartition(VERSIONS, 0)
+_AT_ONCE = 1_000
+_LOOK_BACK = 5_000  # records, for what was before this process
+_KEPT = 200  # verdicts
+_FIGURES = "gate_"  # what the metrics of a version that the gate looked at begin with
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate changed its mind (Unix time): `held`, `suspect` where it only watches, `freed`."""
+
+    at: float
+    version: str
+    verdict: str
+    reason: str | None
+
+
+class Announced:
+    """Follows the topic `versions`."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        first, end = log.positions(NOBODY, [VERSIONS])[_PLACE], log.ends([VERSIONS])[_PLACE]
+        self._position = max(first, end - _LOOK_BACK)
+        self._verdicts: deque[Verdict] = deque(maxlen=_KEPT)
+        self.newest: VersionInfo | None = None
+
+    def turn(self) -> None:
+        """Takes note of what was announced since the last turn."""
+        try:
+            while records := self._log.read({_PLACE: self._position}, _AT_ONCE, 0.0):
+                self._position = records[-1].offset + 1
+                for record in records:
+                    if not is_doorbell(record):
+                        self._note(record)
+        except LogError:  # the next turn will
+            return
+
+    def gate(self, mode: str) -> dict[str, Any]:
+        """`GateNow` of the page."""
+        info = self.newest
+        return {
+            "mode": mode,
+            "holds": info is not None and info.held is not None,
+            "reason": None if info is None else info.held or info.suspect,
+            "checks": {} if info is None else _checks(info.metrics),
+            "history": [
+                {"at": one.at, "version": one.version, "verdict": one.verdict, "reason": one.reason}
+                for one in reversed(self._verdicts)
+            ],
+        }
+
+    def versions(self, served: str | None, pinned: str | None) -> dict[str, Any]:
+        """`VersionsNow` of the page."""
+        info = self.newest
+        held = info is not None and info.held is not None
+        return {
+            "served": served,
+            "candidate": None if info is None else info.name,
+            "held": info.name if info is not None and held else None,
+            "reason": None if info is None else info.held,
+            "last_good": None if info is None else info.last_good,
+            "pinned": pinned,
+        }
+
+    def _note(self, record: Record) -> None:
+        info, before = read_announcement(record), self.newest
+        self.newest = info
+        now = _verdict(info)
+        was = ("passed", None) if before is None else _verdict(before)
+        if now[0] != was[0]:
+            verdict = "freed" if now[0] == "passed" else now[0]
+            self._verdicts.append(Verdict(record.logged_us / 1e6, info.name, verdict, now[1]))
+
+
+def _verdict(info: VersionInfo) -> tuple[str, str | None]:
+    if info.held is not None:
+        return "held", info.held
+    return ("passed", None) if info.suspect is None else ("suspect", info.suspect)
+
+
+def _checks(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name.removeprefix(_FIGURES): value
+        for name, value in metrics.items()
+        if name.startswith(_FIGURES)
+    }
