@@ -21,6 +21,7 @@ FLOORS = ("streaming", "features", "trainers", "serving", "infra")
 # Then what starts whole systems or kills processes, the longest first: a long file that begins
 # last would keep one worker busy and leave the others with nothing to do.
 LONGEST = (
+    "integration/test_prometheus.py",
     "integration/test_replicas.py",
     "integration/test_survival.py",
     "integration/test_group_run.py",

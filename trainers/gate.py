@@ -7,9 +7,10 @@ good checks in a row.
 
 What is compared is the *gain*: by how many bits the rank of a liked item is better than the rank
 that it has by popularity, `log2((2 + popularity's) / (2 + the model's))`. Some days, users and
-items are harder than others, for both alike, and recall falls by half without anybody's fault. And
-samples of one user are no independent evidence, for some come in hundreds: what counts is how many
-*users* have been heard, and each says one thing, his mean gain.
+items are harder than others, for both alike, and recall falls by half without anybody's fault. New
+users are harder for the model alone, so users are compared with those of about as many actions
+(direct standardisation). And samples of one user are no independent evidence, for some come in
+hundreds: what counts is how many *users* have been heard, and each says one thing, his mean gain.
 
 Beside that a version is held whose numbers cannot be right: one is not finite, or those of a table
 have become many times as large, or as small, as those of the versions before.
@@ -18,10 +19,10 @@ have become many times as large, or as small, as those of the versions before.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from streaming.kernels import EMPTY
 
 _MANY = 1024.0  # numbers: a few rows may well be other than most
 _LOOKS = 16  # versions before anybody knows what is usual: a young model's numbers grow quickly
+_SOME = 32.0  # users of a kind, before others can be compared with them
 _ENOUGH_FOUND = 32.0  # items, before a calibration says anything
 Sums = NDArray[np.float64]
 
@@ -39,13 +41,14 @@ Sums = NDArray[np.float64]
 class GateConfig:
     """When a version is held back, so that replicas go on serving the last good one.
 
-    Every `check_every` steps the gain for the newest `users` is compared with that for those before
-    them, which fade with a half-life of `memory` users. It is held from a fall by the share `fall`
-    and `deviations` standard errors on, or if the hits that the model predicts over those it has
-    become `miscalibrated` times what it was, or a part of that. `enough` users must have been heard
-    on both sides. It is free again after `good_to_free` checks in a row that find no fall by the
-    share `fall`; after `hold_at_most_s` by the log's clock what came to be is taken for the way
-    the world is now.
+    Every `check_every` steps the gains of the newest users are compared with those of the users
+    before them, wherever between `enough` and `users` of the newest the fall is the surest: a large
+    one shows after few, a small one after many. Older users fade with a half-life of `memory`. It
+    is held from a fall by the share `fall` and `deviations` standard errors on, or if the hits that
+    the model predicts over those it has become `miscalibrated` times what it was, or a part of
+    that. It is free again after `good_to_free` checks in a row in which the newest users show no
+    fall by the share `fall`; after `hold_at_most_s` by the log's clock what came to be is taken for
+    the way the world is now.
 
     Tests count from `warm_up` samples on: before that nobody knows what is popular. A version's
     numbers may be `growth` times those of the versions before. Before `min_samples` were learnt no
@@ -54,54 +57,103 @@ class GateConfig:
 
     mode: Literal["hold", "shadow", "off"] = "hold"
     check_every: PositiveInt = 8
-    users: PositiveInt = 256
-    memory: PositiveInt = 512
     enough: PositiveInt = 128
-    fall: NonNegativeFloat = 0.15
+    users: PositiveInt = 1024
+    memory: PositiveInt = 1024
+    fall: NonNegativeFloat = 0.1
     deviations: PositiveFloat = 3.0
     miscalibrated: PositiveFloat = 2.0
     warm_up: NonNegativeInt = 10_000
     growth: PositiveFloat = 4.0
     good_to_free: PositiveInt = 5
-    hold_at_most_s: PositiveFloat = 3_600.0
+    hold_at_most_s: PositiveFloat = 900.0
     min_samples: NonNegativeInt = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What tests say of one side: sums that are additive over users, and so over ranks.
+class Comparison:
+    """The newest users against those before, each with those who had acted about as often.
 
-    Of users their weights, gains, squares of these, squared weights; then the hits that the model
-    predicted and those that there were, of the tests in which it was asked to predict.
+    `newest` and `before` (4, 6) are sums by how often: of users their weights, gains, squares of
+    these, squared weights; then the hits that the model predicted and those that there were, of the
+    tests in which it was asked to predict. They are additive over users, and so over ranks.
+
+    `gain` and `gain_before` are means over users, in bits, the latter as if as many of each kind
+    had come before as come now; `error` is the standard error of their difference.
     """
 
-    sums: Sums
+    def __init__(self, newest: Sums, before: Sums) -> None:
+        self.newest, self.before = newest, before
+        self.users_before = _effective(before)
+        known = (self.users_before >= _SOME) & (newest[:, 0] > 0)
+        self.users = float(newest[known, 0].sum())
+        share = newest[known, 0] / max(self.users, 1.0)
+        self.gain = float(share @ _means(newest[known])) if self.users else math.nan
+        self.gain_before = float(share @ _means(before[known])) if self.users else math.nan
+        variances = _variances(newest[known]) + _variances(before[known])
+        self.error = math.sqrt(float(share**2 @ variances))
+
+    def is_enough(self, users: int) -> bool:
+        """Whether so many have been heard on both sides, and most of the newest can be compared."""
+        heard = float(self.newest[:, 0].sum())
+        return min(self.users, self.users_before.sum()) >= users and self.users > heard / 2
 
     @property
-    def gain(self) -> float:
-        """The mean over users, in bits."""
-        return float(self.sums[1] / self.sums[0]) if self.sums[0] else math.nan
+    def calibrations(self) -> tuple[float, float] | None:
+        """Predicted hits over hits, of both sides; None while there are too few."""
+        sides = (self.newest.sum(0), self.before.sum(0))
+        if min(side[5] for side in sides) < _ENOUGH_FOUND:
+            return None
+        now, before = (float(side[4] / side[5]) for side in sides)
+        return now, before
 
     @property
-    def users(self) -> float:
-        """How many equally weighted users know as much."""
-        return float(self.sums[0] ** 2 / self.sums[3]) if self.sums[3] else 0.0
-
-    @property
-    def variance(self) -> float:
-        """Of `gain`."""
-        spread = self.sums[2] / self.sums[0] - self.gain**2
-        return float(max(spread, 0.0) / self.users)
-
-    @property
-    def calibration(self) -> float | None:
-        """Predicted hits over hits; None while there are too few."""
-        predicted, found = self.sums[4:].tolist()
-        return predicted / found if found >= _ENOUGH_FOUND else None
+    def figures(self) -> dict[str, float]:
+        """What is compared, for metrics."""
+        told = {"users": self.users, "gain": self.gain, "gain_before": self.gain_before}
+        if (found := self.calibrations) is not None:
+            told |= {"calibration": found[0], "calibration_before": found[1]}
+        return {f"gate_{name}": value for name, value in told.items() if not math.isnan(value)}
 
 
-_SUMS = 6
-_User = list[float]  # tests, gains, predicted hits, hits where they were predicted
+def _means(sums: Sums) -> Sums:
+    means: Sums = sums[:, 1] / sums[:, 0]
+    return means
+
+
+def _effective(sums: Sums) -> Sums:
+    """How many equally weighted users know as much (Kish)."""
+    effective: Sums = sums[:, 0] ** 2 / np.maximum(sums[:, 3], 1e-12)
+    return effective
+
+
+def _variances(sums: Sums) -> Sums:
+    """Of the means."""
+    spread = np.maximum(sums[:, 2] / sums[:, 0] - _means(sums) ** 2, 0.0)
+    variances: Sums = spread / _effective(sums)
+    return variances
+
+
+_KINDS = np.array([1, 5, 20])  # of users, by how many actions of theirs were known
+_SUMS = (len(_KINDS) + 1, 6)
+_BLOCK = 64  # users: one who comes again later is another witness
+_RECENT = 4  # blocks that must be good for it to open
+_User = list[float]  # kind, tests, gains, predicted hits, hits where they were predicted
+
+
+@dataclass(slots=True)
+class _Block:
+    """Some users, one after another, and the step in which the first of them was heard."""
+
+    step: int
+    sums: Sums = field(default_factory=lambda: np.zeros(_SUMS))
+
+
+class _Fault(NamedTuple):
+    """A check that fails, what it says, and in how many of the newest blocks (0: in none)."""
+
+    check: str
+    sentence: str
+    blocks: int = 0
 
 
 class Gate:
@@ -112,23 +164,24 @@ class Gate:
 
     def __init__(self, config: GateConfig) -> None:
         self._config = config
-        self._newest: OrderedDict[int, _User] = OrderedDict()
-        self._steps: OrderedDict[int, int] = OrderedDict()  # in which each was heard first
+        self._users: dict[int, _User] = {}  # of the newest block, which is not full
+        self._begun = 0  # the step in which the first of them was heard
+        self._blocks: deque[_Block] = deque()
         self._before: Sums = np.zeros(_SUMS)
-        fade = 2.0 ** (-1.0 / config.memory)
+        fade = 2.0 ** (-_BLOCK / config.memory)
         self._fade = np.array([fade, fade, fade, fade**2, fade, fade])
         self._checked = 0
         self._good = 0
         self._held_since_us: int | None = None
+        self._judged: Sums = np.zeros((2, *_SUMS))
         self.reason: str | None = None
-        self.trusted_step = 0  # while it holds: what was learnt before was not found fault with
         self.check_name = ""
-        self._judged: Sums = np.zeros((2, _SUMS))
+        self.trusted_step = 0  # while it holds: what was learnt before was not found fault with
 
     @property
     def figures(self) -> dict[str, float]:
         """What the last check compared."""
-        return _figures(Evidence(self._judged[0]), Evidence(self._judged[1]))
+        return Comparison(*self._judged).figures
 
     @property
     def holds(self) -> bool:
@@ -139,108 +192,169 @@ class Gate:
         self,
         step: int,
         users: NDArray[np.int64],
+        actions: NDArray[np.int64],
         gains: NDArray[np.float64],
         hits: NDArray[np.bool_],
         predicted: NDArray[np.float64],
     ) -> None:
-        """Takes what was tested in a step: of each item (n,) who liked it, its gain in bits, if
-        it was found, and the chance that the model gave to that, NaN where it was not asked.
+        """Takes what was tested in a step: of each item (n,) who liked it and how many actions of
+        his were known, its gain in bits, if it was found, and the chance that the model gave to
+        that, NaN where it was not asked.
         """
-        columns = (users, gains, hits, predicted, ~np.isnan(predicted))
-        for user, gain, hit, chance, asked in zip(*(c.tolist() for c in columns), strict=True):
-            tally = self._newest.get(user)
+        kinds = np.searchsorted(_KINDS, actions, side="right")
+        columns = (users, kinds, gains, hits, predicted, ~np.isnan(predicted))
+        for user, kind, gain, hit, chance, asked in zip(
+            *(c.tolist() for c in columns), strict=True
+        ):
+            tally = self._users.get(user)
             if tally is None:
-                tally = self._newest[user] = [0.0, 0.0, 0.0, 0.0]
-                self._steps[user] = step
-            tally[0] += 1.0
-            tally[1] += gain
+                if len(self._users) == _BLOCK:
+                    self._close_block()
+                if not self._users:
+                    self._begun = step
+                tally = self._users[user] = [kind, 0.0, 0.0, 0.0, 0.0]
+            tally[1] += 1.0
+            tally[2] += gain
             if asked:
-                tally[2] += chance
-                tally[3] += hit
-        while len(self._newest) > self._config.users:
-            user, tally = self._newest.popitem(last=False)
-            del self._steps[user]
-            if not self.holds:
-                self._before = self._fade * self._before + _of_user(tally)
+                tally[3] += chance
+                tally[4] += hit
+
+    def _close_block(self) -> None:
+        self._blocks.append(_Block(self._begun, self._sums_of_users()))
+        self._users = {}
+        while len(self._blocks) > self._most_blocks:
+            self._retire(self._blocks.popleft())
+
+    def _retire(self, block: _Block) -> None:
+        if not self.holds:
+            self._before = self._fade * self._before + block.sums
+
+    @property
+    def _most_blocks(self) -> int:
+        return -(-self._config.users // _BLOCK)
 
     def is_due(self, steps: int) -> bool:
         """Whether to check after so many steps; all ranks of a group agree."""
         return self._config.mode != "off" and steps - self._checked >= self._config.check_every
 
     def sums(self) -> Sums:
-        """What this rank knows, (2, 6): of the newest users, and of those before."""
-        newest = sum((_of_user(tally) for tally in self._newest.values()), np.zeros(_SUMS))
-        return np.stack([newest, self._before])
+        """What this rank knows, (n, 4, 6): of the users before, of each of as many blocks as there
+        can be, and of the block that is not full.
+        """
+        sums = np.zeros((self._most_blocks + 2, *_SUMS))
+        sums[0], sums[-1] = self._before, self._sums_of_users()
+        for row, block in enumerate(reversed(self._blocks), 2):
+            sums[-row] = block.sums
+        return sums
 
     def check(self, steps: int, samples: int, logged_us: int, sums: Sums) -> None:
         """Comes to a verdict from the `sums` of all ranks; `logged_us` is the log's clock."""
-        self._checked, self._judged = steps, sums
-        found = self._complaint(Evidence(sums[0]), Evidence(sums[1]), samples)
+        self._checked = steps
+        found = self._fault(sums, samples)
         if found is not None:
             if not self.holds:
-                self.trusted_step = next(iter(self._steps.values()), 0)
-            self._good = 0
-            self.check_name, self.reason = found
-            self._held_since_us = self._held_since_us or logged_us
+                self._hold(found.blocks, logged_us)
+            self._good, self.check_name, self.reason = 0, found.check, found.sentence
         elif self.holds:
             self._good += 1
             if self._good >= self._config.good_to_free:
                 self._free()
         held_us = logged_us - (self._held_since_us or logged_us)
         if held_us > self._config.hold_at_most_s * 1e6:
-            self._before = self.sums()[0]  # the way the world is now
+            self._before = np.zeros(_SUMS)  # the way the world is now is what the newest say
             self._free()
+
+    def _hold(self, blocks: int, logged_us: int) -> None:
+        """What the newest blocks are compared with stays as it is from now on."""
+        self._held_since_us = logged_us
+        while len(self._blocks) > blocks:
+            self._retire(self._blocks.popleft())
+        self.trusted_step = self._blocks[0].step if self._blocks else self._begun
 
     def _free(self) -> None:
         self.reason, self.check_name, self._held_since_us, self._good = None, "", None, 0
+        while len(self._blocks) > _RECENT:
+            self._blocks.popleft()
 
-    def _complaint(
-        self, newest: Evidence, before: Evidence, samples: int
-    ) -> tuple[str, str] | None:
-        """The name of the check that fails, and what it says."""
+    def _fault(self, sums: Sums, samples: int) -> _Fault | None:
         config = self._config
         if samples < config.min_samples:
-            return "enough", f"{samples:,} samples are learnt, of {config.min_samples:,} at least"
-        if min(newest.users, before.users) < config.enough:
-            return None
-        fall = before.gain - newest.gain
-        chance = config.deviations * math.sqrt(newest.variance + before.variance)
-        if fall > config.fall * before.gain + (0.0 if self.holds else chance):
-            return "quality", (
-                f"liked items rank {newest.gain:.2f} bits better than by popularity for the newest"
-                f" {newest.users:.0f} users, and did by {before.gain:.2f} for those before"
-            )
-        if newest.calibration is None or before.calibration is None:
-            return None
-        times = newest.calibration / before.calibration
-        by_chance = config.deviations * math.sqrt(1 / newest.sums[5] + 1 / before.sums[5])
-        if abs(math.log(times)) > math.log(config.miscalibrated) + by_chance:
-            return "calibration", (
-                f"it predicts {newest.calibration:.2f} times the hits that there are, and did"
-                f" {before.calibration:.2f} times"
-            )
+            says = f"{samples:,} samples are learnt, of {config.min_samples:,} at least"
+            return _Fault("enough", says)
+        recent = self._compare(sums, _RECENT)
+        if self.holds:
+            return self._quality(recent, 0.0) or self._calibration(recent)
+        splits = [self._compare(sums, blocks) for blocks in range(1, self._most_blocks + 1)]
+        surest = max(range(len(splits)), key=lambda split: self._sureness(splits[split]))
+        if fault := self._quality(splits[surest], config.deviations):
+            return fault._replace(blocks=surest + 1)
+        if fault := self._calibration(recent):
+            return fault._replace(blocks=_RECENT)
         return None
+
+    def _compare(self, sums: Sums, blocks: int) -> Comparison:
+        """The newest blocks with all before them."""
+        return Comparison(sums[-1 - blocks :].sum(0), sums[: -1 - blocks].sum(0))
+
+    def _sureness(self, compared: Comparison) -> float:
+        """By how many standard errors the fall is larger than the share that is let pass."""
+        if not compared.is_enough(self._config.enough):
+            return -math.inf
+        fall = compared.gain_before - compared.gain
+        over = fall - self._config.fall * abs(compared.gain_before)
+        return over / max(compared.error, 1e-9)
+
+    def _quality(self, compared: Comparison, chances: float) -> _Fault | None:
+        self._judged = np.stack([compared.newest, compared.before])
+        if self._sureness(compared) <= chances:
+            return None
+        return _Fault(
+            "quality",
+            f"liked items rank {compared.gain:.2f} bits better than by popularity for the newest"
+            f" {compared.users:.0f} users, and did by {compared.gain_before:.2f} for others like"
+            " them before",
+        )
+
+    def _calibration(self, compared: Comparison) -> _Fault | None:
+        if compared.calibrations is None:
+            return None
+        now, before = compared.calibrations
+        found = [side.sum(0)[5] for side in (compared.newest, compared.before)]
+        by_chance = self._config.deviations * math.sqrt(1 / found[0] + 1 / found[1])
+        if abs(math.log(now / before)) <= math.log(self._config.miscalibrated) + by_chance:
+            return None
+        return _Fault(
+            "calibration",
+            f"it predicts {now:.2f} times the hits that there are, and did {before:.2f} times",
+        )
+
+    def _sums_of_users(self) -> Sums:
+        sums = np.zeros(_SUMS)
+        for kind, tests, gains, predicted, found in self._users.values():
+            gain = gains / tests
+            sums[int(kind)] += [1.0, gain, gain**2, 1.0, predicted, found]
+        return sums
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What this rank knows and the verdict: it belongs into the checkpoint's one cut."""
         verdict = f"{self.check_name}\n{self.reason or ''}".encode()
+        held_us = EMPTY if self._held_since_us is None else self._held_since_us
         return {
-            "users": np.fromiter(self._newest, np.int64, len(self._newest)),
-            "steps": np.fromiter(self._steps.values(), np.int64, len(self._steps)),
-            "tallies": np.array(list(self._newest.values()), np.float64).reshape(-1, 4),
+            "users": np.fromiter(self._users, np.int64, len(self._users)),
+            "tallies": np.array(list(self._users.values()), np.float64).reshape(-1, 5),
+            "steps": np.array([*(block.step for block in self._blocks), self._begun]),
+            "blocks": np.array([b.sums for b in self._blocks]).reshape(-1, *_SUMS),
             "before": self._before.copy(),
             "judged": self._judged.copy(),
             "verdict": np.frombuffer(verdict, np.uint8).copy(),
-            "counts": np.array(
-                [self._checked, self._good, self.trusted_step, self._held_since_us or EMPTY]
-            ),
+            "counts": np.array([self._checked, self._good, self.trusted_step, held_us]),
         }
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on where `state()` was taken."""
-        users = state["users"].tolist()
-        self._newest = OrderedDict(zip(users, state["tallies"].tolist(), strict=True))
-        self._steps = OrderedDict(zip(users, state["steps"].tolist(), strict=True))
+        self._users = dict(zip(state["users"].tolist(), state["tallies"].tolist(), strict=True))
+        *steps, self._begun = state["steps"].tolist()
+        self._blocks = deque(map(_Block, steps, state["blocks"].copy()))
         self._before = state["before"].copy()
         self.load_verdict(state)
 
@@ -249,25 +363,9 @@ class Gate:
         self.check_name, _, reason = state["verdict"].tobytes().decode().partition("\n")
         self.reason = reason or None
         self._judged = state["judged"].copy()
-        checked, good, self.trusted_step, since_us = state["counts"].tolist()
+        checked, good, self.trusted_step, held_us = state["counts"].tolist()
         self._checked, self._good = checked, good
-        self._held_since_us = None if since_us == EMPTY else since_us
-
-
-def _of_user(tally: _User) -> Sums:
-    gain = tally[1] / tally[0]
-    return np.array([1.0, gain, gain**2, 1.0, tally[2], tally[3]])
-
-
-def _figures(newest: Evidence, before: Evidence) -> dict[str, float]:
-    told = {
-        "gate_users": newest.users,
-        "gate_gain": newest.gain,
-        "gate_gain_before": before.gain,
-        "gate_calibration": newest.calibration,
-        "gate_calibration_before": before.calibration,
-    }
-    return {name: v for name, v in told.items() if v is not None and not math.isnan(v)}
+        self._held_since_us = None if held_us == EMPTY else held_us
 
 
 # -- the numbers of a version --------------------------------------------------------------

@@ -128,7 +128,8 @@ class Trainer:
         self.gate = Gate(config.gate)
         self._soundness = Soundness(config.gate.growth)
         self._faulted = False  # by the gate, as of the last version
-        self._good: deque[tuple[int, str]] = deque(maxlen=2 * config.snapshot_every)
+        # As many as the store keeps at least.
+        self._good: deque[tuple[int, str]] = deque(maxlen=config.snapshot_every)
         if last_good is not None:
             self._good.append((0, last_good))
         self.steps = 0
@@ -319,7 +320,9 @@ class Trainer:
         by_model, by_popularity = ranks
         gains = np.log2((2.0 + by_popularity) / (2.0 + by_model))
         hits = by_model < max(self._config.recall_at)
-        self.gate.observe(self.steps, users.ids, gains, hits, self._predicted(scores, seen))
+        actions = np.diff(users.history.offsets)
+        predicted = self._predicted(scores, seen)
+        self.gate.observe(self.steps, users.ids, actions, gains, hits, predicted)
 
     def _predicted(self, scores: NDArray[np.float32], seen: Jagged) -> NDArray[np.float64]:
         """The chance that each item (B,) is found, as the model says; NaN where not asked."""
@@ -489,7 +492,8 @@ class Trainer:
         # Of what the newest tests speak of nothing is trusted.
         trusted = self.gate.trusted_step if self.gate.holds else self.steps
         good = [name for step, name in self._good if step <= trusted]
-        return {"held": reason, "last_good": good[-1] if good else None}
+        oldest = self._good[0][1] if self._good else None
+        return {"held": reason, "last_good": good[-1] if good else oldest}
 
     def _tell_of_verdict(self, name: str, reason: str | None) -> None:
         """Logs when the gate closes, and when it opens again."""

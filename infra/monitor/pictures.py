@@ -27,7 +27,7 @@ Ids = NDArray[np.int64]
 AGO_S = 3_600.0
 _COUNT = 12  # neighbours
 _ROWS = 24  # of a history, the newest
-_LOOK_S = 30.0  # between two looks into the store
+_LOOK_S = 10.0  # between two looks into the store
 
 
 class Pictures:
@@ -165,8 +165,10 @@ class _Past:
             return
         self._looked_at = now
         wanted = time.time() - AGO_S
-        learnt = (one for one in self._snapshots(model) if one.info.step)  # the first has not
-        found = min(learnt, key=lambda one: abs(one.written_us / 1e6 - wanted), default=None)
+        there = list(self._snapshots(model))
+        most = max((one.rows or 0 for one in there), default=0)
+        grown = (one for one in there if 2 * (one.rows or 0) >= most)  # a first one knows little
+        found = min(grown, key=lambda one: abs(one.written_us / 1e6 - wanted), default=None)
         if found is None or found.info.artefact == self._name:
             return
         shard = self._store.read(found.info).shards["vectors"]

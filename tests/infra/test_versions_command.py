@@ -280,8 +280,11 @@ def test_what_the_gate_holds_back_is_marked_and_rollback_passes_over_it(
         versions = trainer.on_time(second * 1_000_000)
         names.append(versions[0].info.name)
         if second in (1, 3):
-            verdict = {"held": "it is worse than before", "last_good": names[second - 1]}
-            versions = [replace(v, info=replace(v.info, **verdict)) for v in versions]  # type: ignore[arg-type]
+            verdict: dict[str, Any] = {
+                "held": "it is worse than before",
+                "last_good": names[second - 1],
+            }
+            versions = [replace(v, info=replace(v.info, **verdict)) for v in versions]
         log.append(store.execute(versions))
     shown = told(home, "list")
     assert shown["held"] == "it is worse than before"

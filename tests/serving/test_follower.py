@@ -82,7 +82,7 @@ class Stage:
             ]
             if held is not None:
                 last_good = f"two_tower/{held[0]}/{held[1:]}" if held else None
-                verdict = {"held": "it is worse", "last_good": last_good}
+                verdict: dict[str, Any] = {"held": "it is worse", "last_good": last_good}
                 versions = [replace(v, info=replace(v.info, **verdict)) for v in versions]
             self.log.append(self.store.execute(versions))
             for version in versions if lost else ():

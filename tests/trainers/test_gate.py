@@ -39,6 +39,7 @@ class Stream:
         hit_rate: float = 0.5,
         predicted: float = 0.5,
         spread: float = 2.3,
+        actions: int = 50,
         watch: Callable[[], None] = lambda: None,
     ) -> None:
         """So many users, whose gains spread as those of the planted world do."""
@@ -48,6 +49,7 @@ class Stream:
             self.gate.observe(
                 self.step,
                 np.arange(n) + self.step * n,
+                np.full(n, actions),
                 self._rng.normal(gain, spread, n),
                 self._rng.random(n) < hit_rate,
                 np.full(n, predicted),
@@ -56,7 +58,7 @@ class Stream:
             watch()
 
     def check(self, at_us: int | None = None) -> None:
-        logged_us = self.step * 1_000_000 if at_us is None else at_us
+        logged_us = self.step * 100_000 if at_us is None else at_us
         if self.gate.is_due(self.step):
             self.gate.check(self.step, self.samples, logged_us, self.gate.sums())
 
@@ -88,7 +90,7 @@ def test_a_fall_closes_it_before_twice_its_window_has_gone_by(seed: int) -> None
     stream.hear(512, 0.8)
     assert gate.check_name == "quality"
     assert gate.reason is not None
-    assert "bits better than by popularity for the newest 256 users" in gate.reason
+    assert "bits better than by popularity for the newest" in gate.reason
 
 
 def test_what_the_newest_tests_speak_of_is_not_trusted() -> None:
@@ -96,7 +98,7 @@ def test_what_the_newest_tests_speak_of_is_not_trusted() -> None:
     stream = heard(gate)
     begun = stream.step
     stream.hear(512, 0.0)
-    assert begun - 16 <= gate.trusted_step <= begun + 1
+    assert begun - 12 <= gate.trusted_step <= begun + 4  # by blocks of 64 users, 16 a step
     trusted = gate.trusted_step
     stream.hear(512, 0.0)  # the window goes on; what is trusted does not
     assert gate.trusted_step == trusted
@@ -130,17 +132,17 @@ def test_it_is_freed_only_after_so_many_good_checks_in_a_row() -> None:
     assert good == 5
 
 
-def test_an_hour_of_it_is_the_way_the_world_is_now() -> None:
+def test_a_quarter_of_an_hour_of_it_is_the_way_the_world_is_now() -> None:
     gate = Gate(CONFIG)
     stream = heard(gate)
     stream.hear(512, 0.5)
     assert gate.holds
-    since = stream.step * 1_000_000
+    since = stream.step * 100_000
     stream.step += 1
-    stream.check(since + 50 * MINUTE_US)
+    stream.check(since + 10 * MINUTE_US)
     assert gate.holds
     stream.step += 1
-    stream.check(since + 61 * MINUTE_US)
+    stream.check(since + 16 * MINUTE_US)
     assert not gate.holds
     stream.hear(512, 0.5, watch=partial(held_by, gate))
 
@@ -150,17 +152,17 @@ def test_one_user_is_one_witness_however_much_he_says() -> None:
     stream = heard(gate)
     for step in range(1, 21):
         user = np.full(256, 7)
-        gate.observe(stream.step + step, user, np.full(256, -9.0), user > 7, np.full(256, np.nan))
+        gains, unknown = np.full(256, -9.0), np.full(256, np.nan)
+        gate.observe(stream.step + step, user, user, gains, user > 7, unknown)
         gate.check(stream.step + step, 100_000, 0, gate.sums())
     assert not gate.holds
 
 
 def test_it_says_nothing_before_it_has_heard_enough() -> None:
     gate = Gate(CONFIG)
-    stream = heard(gate, users=320)  # 256 of the newest, 64 before them
-    stream.hear(32, -9.0)
-    assert not gate.holds
-    stream.hear(256, -9.0)
+    stream = heard(gate, users=112)
+    stream.hear(128, -9.0, watch=partial(held_by, gate))
+    stream.hear(64, -9.0)
     assert gate.holds
 
 
@@ -212,17 +214,33 @@ def test_a_restored_gate_comes_to_the_same_verdicts(cut_after: int) -> None:
     assert verdicts[0][-1] is None
 
 
+def test_many_new_users_are_no_fault_of_the_model() -> None:
+    gate = Gate(CONFIG)
+    stream = Stream(gate)
+    for _ in range(40):  # of five users one is new, and the model knows little of him
+        stream.hear(64, 1.8)
+        stream.hear(16, 0.4, actions=0)
+    stream.hear(2_048, 0.4, actions=0, watch=partial(held_by, gate))
+    assert gate.figures["gate_gain_before"] == pytest.approx(0.4, abs=0.3)
+
+
+def test_users_unlike_any_before_can_be_compared_with_nobody() -> None:
+    gate = Gate(CONFIG)
+    stream = heard(gate)
+    stream.hear(512, -5.0, actions=0, watch=partial(held_by, gate))
+
+
 def test_what_two_ranks_know_adds_up_to_what_one_would() -> None:
     whole, halves = Gate(CONFIG), [Gate(CONFIG), Gate(CONFIG)]
     rng = np.random.default_rng(0)
     for step in range(8):
         users = np.arange(16) + 16 * step
         gains, hits, predicted = rng.normal(size=16), rng.random(16) < 0.5, np.full(16, 0.5)
-        whole.observe(step, users, gains, hits, predicted)
+        whole.observe(step, users, users, gains, hits, predicted)
         for gate, mine in zip(halves, (slice(0, 8), slice(8, 16)), strict=True):
-            gate.observe(step, users[mine], gains[mine], hits[mine], predicted[mine])
+            gate.observe(step, users[mine], users[mine], gains[mine], hits[mine], predicted[mine])
     added = halves[0].sums() + halves[1].sums()
-    np.testing.assert_allclose(added, whole.sums())
+    np.testing.assert_allclose(added.sum(0), whole.sums().sum(0))  # each by blocks of its own
 
 
 # -- the numbers of a version --------------------------------------------------------------

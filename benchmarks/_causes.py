@@ -1,0 +1,168 @@
+"""What can be wrong with a running system, done on purpose: for its alerts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks._service import Service
+from features.aggregator import Aggregator
+from features.store import FeastStore
+from infra.home import Home
+from infra.recipe import Recipe, load_recipe
+from infra.visitor_service import VisitorService
+from streaming.log import EVENTS, NOBODY, SAMPLES, VERSIONS, Append, Log, Record
+from streaming.open_log import open_log
+from streaming.samples import decode_samples, encode_samples
+
+_PAUSE_S = 0.2
+
+
+class Planting:
+    """Does again and again what is wrong, or stops processes, until the end of the block."""
+
+    def __init__(self) -> None:
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._stopped: list[int] = []
+        self._errors: list[Exception] = []
+
+    def often(self, act: Callable[[], object]) -> None:
+        """Five times a second, if that is not too much."""
+        thread = threading.Thread(target=self._repeat, args=(act,))
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self, process: int) -> None:
+        """The process stands still, as one that waits for a disk that is gone."""
+        self._stopped.append(process)
+        os.kill(process, signal.SIGSTOP)
+
+    def __enter__(self) -> Planting:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ending.set()
+        for process in self._stopped:
+            os.kill(process, signal.SIGCONT)
+        for thread in self._threads:
+            thread.join(60)
+        if self._errors:
+            raise self._errors[0]
+
+    def _repeat(self, act: Callable[[], object]) -> None:
+        while not self._ending.wait(_PAUSE_S):
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - raised at the end of the block
+                self._errors.append(error)
+                return
+
+
+@dataclass(frozen=True)
+class Causes:
+    """Of a system that runs in a home, with the recipe of a file."""
+
+    running: Service
+    home: Path
+    recipe_file: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What it runs with."""
+        return load_recipe(str(self.recipe_file))
+
+    @cached_property
+    def visitor(self) -> VisitorService:
+        """Asks the run, as a visitor would."""
+        return VisitorService(self.running.url, 10.0)
+
+    def log(self) -> closing[Log]:
+        """Its log, closed at the end of the block."""
+        return closing(open_log(Home(self.home).log_url))
+
+    def process(self, name: str) -> int:
+        """The id of an actor's process, as its log tells."""
+        lines = Home(self.home).log_file(name).read_text().splitlines()
+        told = [json.loads(line) for line in lines]
+        return int([one["pid"] for one in told if f"the {name} is process" in one["event"]][-1])
+
+    def like(self) -> None:
+        """Nothing is wrong: a user likes something."""
+        self.visitor.post([{"kind": "like", "user_id": "ada", "item_id": "i1"}])
+
+    def refused_events(self) -> None:
+        """Some events that are none, in partition 0."""
+        with self.log() as log:
+            log.append([Append(EVENTS, b"no event", partition=0)] * 5)
+
+    def samples_that_are_no_numbers(self) -> None:
+        """A micro-batch from which nothing can be learnt."""
+        with self.log() as log:
+            log.append([_not_a_number(log)])
+
+    def version_that_is_nowhere(self) -> None:
+        """A version is announced that nobody has stored."""
+        with self.log() as log:
+            told = json.loads(_newest(log, VERSIONS).value)
+            told |= {"number": told["number"] + 1_000, "base": None}
+            log.append([Append(VERSIONS, json.dumps(told).encode(), told["model"].encode())])
+
+    def wrong_features(self) -> None:
+        """Users of partition 0 are answered from a history that they never had, and click."""
+        with self.log() as log:
+            names = (f"skewed-{number}" for number in range(20))
+            users = [one for one in names if log.partition_of(EVENTS, one.encode()) == 0]
+        recipe = self.recipe
+        aggregator = Aggregator(recipe.aggregator, recipe.events, recipe.behaviour)
+        store = FeastStore(Home(self.home).features, recipe.features)
+        store.push(aggregator.on_batch(_never_happened(users)))
+        for user in users:
+            answer = self.visitor.recommend(user, 3)
+            item = answer["items"][0]["item_id"]
+            click = {"kind": "click", "user_id": user, "item_id": item, "position": 0}
+            self.visitor.post([{**click, "request_id": answer["request_id"]}])
+
+
+def _never_happened(users: Sequence[str]) -> list[Record]:
+    """Each likes what there is not, a little from now, so that it is the newest."""
+    now_ns = time.time_ns()
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_ns / 1e9 + 1))
+    events = [
+        {"event_id": f"{user}-{now_ns}", "kind": "like", "at": at, "user_id": user,
+         "item_id": "never"}
+        for user in users
+    ]  # fmt: skip
+    return [
+        Record(EVENTS, 0, number, None, json.dumps(event).encode(), now_ns // 1_000)
+        for number, event in enumerate(events)
+    ]
+
+
+def _newest(log: Log, topic: str) -> Record:
+    ends = log.ends([topic])
+    records = log.read({place: max(0, end - 5) for place, end in ends.items()}, 100, 1.0)
+    return max(records, key=lambda record: record.logged_us)
+
+
+def _not_a_number(log: Log) -> Append:
+    """The first samples that tell of actions, with rewards that are no numbers."""
+    for record in log.read(dict.fromkeys(log.positions(NOBODY, [SAMPLES]), 0), 1_000, 1.0):
+        rows = decode_samples(record)
+        if rows["reward"].null_count < rows.num_rows:
+            where = rows.schema.get_field_index("reward")
+            bad = pa.array(np.full(rows.num_rows, np.nan, np.float32), pa.float32())
+            damaged = rows.set_column(where, rows.schema.field(where), bad)
+            return encode_samples(damaged, partition=record.partition)
+    raise RuntimeError("no sample tells of an action yet")
