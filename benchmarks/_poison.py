@@ -99,13 +99,15 @@ class System:
             noted=self.announced.append,
         )
 
-    def feed(self, events: pa.RecordBatch) -> None:
-        """Learns events, publishes, and lets the replica follow."""
+    def feed(self, events: pa.RecordBatch, *, follows: bool = True) -> None:
+        """Learns events, publishes, and lets the replica follow, unless it is to stay as it is."""
         self._log.append([encode_events(events)])
         self._joiner.turn()
-        while self._trainer.turn():
-            self._follower.turn(timeout_s=0)
-        self._follower.turn(timeout_s=0)
+        learns = True
+        while learns:
+            learns = bool(self._trainer.turn())
+            if follows:
+                self._follower.turn(timeout_s=0)
 
     @property
     def gate(self) -> Gate:

@@ -180,8 +180,14 @@ class Gate:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the last check compared."""
-        return Comparison(*self._judged).figures
+        """What the last check compared, and the least gain that it lets pass."""
+        compared = Comparison(*self._judged)
+        figures = compared.figures
+        if compared.is_enough(self._config.enough):
+            chances = 0.0 if self.holds else self._config.deviations
+            fall = self._config.fall * abs(compared.gain_before) + chances * compared.error
+            figures["gate_gain_least"] = compared.gain_before - fall
+        return figures
 
     @property
     def holds(self) -> bool:

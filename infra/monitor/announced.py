@@ -92,9 +92,25 @@ def _verdict(info: VersionInfo) -> tuple[str, str | None]:
     return ("passed", None) if info.suspect is None else ("suspect", info.suspect)
 
 
-def _checks(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {
+def _checks(metrics: Mapping[str, float]) -> dict[str, dict[str, float | bool]]:
+    """By check the figures that it looked at, and whether it passed, where that is said."""
+    told = {
         name.removeprefix(_FIGURES): value
         for name, value in metrics.items()
         if name.startswith(_FIGURES)
     }
+    checks: dict[str, dict[str, float | bool]] = {}
+    if "gain" in told:
+        names = {
+            "gain": "gain",
+            "gain_least": "at least",
+            "gain_before": "before",
+            "users": "users",
+        }
+        checks["quality"] = {text: told[name] for name, text in names.items() if name in told}
+    if "gain_least" in told:
+        checks["quality"] = {"ok": told["gain"] >= told["gain_least"], **checks["quality"]}
+    if "calibration" in told:
+        names = {"calibration": "now", "calibration_before": "before"}
+        checks["calibration"] = {text: told[name] for name, text in names.items() if name in told}
+    return checks

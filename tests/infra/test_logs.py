@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infra.cli import app
-from infra.logs import FLOORS, LogsConfig, log_to_file
+from infra.logs import FLOORS, JsonLines, LogsConfig, log_to_file
 from infra.logs_command import LogFiles, shown
 from serving.http.api_config import GateConfig
 from serving.http.gate import Gate
@@ -87,7 +87,8 @@ def _unix(at: str) -> float:
 
 @pytest.mark.parametrize(
     "text",
-    ['end\n{"event":"forged"}', "cr\rlf\r\n", "nul\0 esc\x1b[2J", "half \ud83d", "\u2028"],
+    ['end\n{"event":"forged"}', "cr\rlf\r\n", "nul\0 esc\x1b[2J", "\u2028"],
+    ids=["newline", "carriage return", "escape", "separator"],
 )
 def test_no_message_ends_its_line(logs: Path, text: str) -> None:
     logger.warning("%s", text, extra={"version": text})
@@ -95,6 +96,12 @@ def test_no_message_ends_its_line(logs: Path, text: str) -> None:
     assert line["event"] == text.encode(errors="backslashreplace").decode()
     assert "\x1b" not in str(shown(line))
     assert "\n" not in str(shown(line))
+
+
+def test_half_a_character_is_written_as_its_code() -> None:
+    # Past the logger: what pytest captures could not travel between its processes.
+    line = JsonLines("trainer").format(logging.makeLogRecord({"msg": "half \ud83d"}))
+    assert json.loads(line)["event"] == "half \\ud83d"
 
 
 def test_an_exception_is_one_field(logs: Path) -> None:

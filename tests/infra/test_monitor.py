@@ -302,7 +302,10 @@ def test_an_exposition_is_told_apart_by_its_lines_alone() -> None:
 
 
 def version(number: int, held: str | None = None, suspect: str | None = None) -> Append:
-    metrics = {"recall@50": 0.2, "gate_users": 256.0}
+    metrics = {
+        "recall@50": 0.2, "gate_users": 256.0, "gate_gain": 1.2, "gate_gain_before": 1.9,
+        "gate_gain_least": 1.5, "gate_calibration": 1.1, "gate_calibration_before": 0.9,
+    }  # fmt: skip
     info = VersionInfo(
         "two_tower", "one", number, number - 1, 5, None, number, {}, metrics,
         held, "two_tower/one/1" if held else None, suspect,
@@ -324,7 +327,11 @@ def test_the_history_of_the_gate_tells_when_it_changed_its_mind() -> None:
         log.append([doorbell("two_tower"), version(4), version(5, suspect="odd")])
         announced.turn()
         gate = announced.gate("shadow")
-        assert (gate["holds"], gate["reason"], gate["checks"]) == (False, "odd", {"users": 256.0})
+        assert (gate["holds"], gate["reason"]) == (False, "odd")
+        assert gate["checks"] == {
+            "quality": {"ok": False, "gain": 1.2, "at least": 1.5, "before": 1.9, "users": 256.0},
+            "calibration": {"now": 1.1, "before": 0.9},
+        }
         assert [(one["verdict"], one["version"], one["reason"]) for one in gate["history"]] == [
             ("suspect", "two_tower/one/5", "odd"),
             ("freed", "two_tower/one/4", None),
