@@ -87,5 +87,7 @@ def test_the_compose_file_is_one_that_starts_kafka_then_topics_then_headrace() -
         url = services[name]["environment"]["HEADRACE_LOG"]
         address = url.removeprefix("kafka://")
         assert f"INSIDE://{address}" in kafka["KAFKA_ADVERTISED_LISTENERS"].split(",")
-    named = {v.split(":")[0] for s in services.values() for v in s.get("volumes", [])}
+    mounted = {v.split(":")[0] for s in services.values() for v in s.get("volumes", [])}
+    named = {name for name in mounted if not name.startswith("./")}
+    assert all((ROOT / name).exists() for name in mounted - named)
     assert named == compose["volumes"].keys()
