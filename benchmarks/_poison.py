@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from features.batch import Samples, read_samples
 from infra.home import Home
@@ -20,6 +22,7 @@ from serving.follower import Follower
 from serving.replica import Replica
 from serving.served_model import ServedModel
 from streaming.events import encode_events
+from streaming.ids import stable_id, stable_ids
 from streaming.log import SAMPLES, Log, TopicPartition
 from streaming.open_log import open_log
 from streaming.samples import decode_samples
@@ -62,11 +65,22 @@ def flipped(events: pa.RecordBatch, begin: int, end: int, seed: int = 0) -> pa.R
     return events.set_column(column, events.schema.field(column), pa.array(moved, pa.string()))
 
 
-def truth(recipe: Recipe, folder: Path, events: pa.RecordBatch) -> list[tuple[int, Samples]]:
-    """The liked samples of undisturbed events, each with the number of events that led to it."""
+@dataclass(frozen=True)
+class Truth:
+    """What some users truly liked, known after `start` events, and what else they were shown."""
+
+    start: int
+    samples: Samples
+    rows: Sequence[int]  # of the liked ones that were shown in an answer
+    beside: Sequence[NDArray[np.int64]]  # of each the items of that answer that were not clicked
+
+
+def truth(recipe: Recipe, folder: Path, events: pa.RecordBatch) -> list[Truth]:
+    """What was liked in undisturbed events, in their order."""
     home = Home(folder)
     home.make()
-    found: list[tuple[int, Samples]] = []
+    beside = _not_clicked(events)
+    found: list[Truth] = []
     with closing(open_log(home.log_url)) as log:
         joiner, position = joiner_loop(recipe, home, log), TopicPartition(SAMPLES, 0)
         at = 0
@@ -75,10 +89,32 @@ def truth(recipe: Recipe, folder: Path, events: pa.RecordBatch) -> list[tuple[in
             joiner.turn()
             for record in log.read({position: at}, 1_000, 0):
                 at = record.offset + 1
-                samples = read_samples(decode_samples(record))
-                if samples.liked.any():
-                    found.append((start, samples))
+                batch = decode_samples(record)
+                actions = pc.and_(batch["user_id"].is_valid(), batch["reward"].is_valid())
+                requests = batch.filter(actions)["request_id"].to_pylist()
+                samples = read_samples(batch)
+                liked = np.flatnonzero(samples.liked).tolist()
+                if rows := [row for row in liked if requests[row] in beside]:
+                    others = [beside[requests[row]] for row in rows]
+                    found.append(Truth(start, samples, rows, others))
     return found
+
+
+def _not_clicked(events: pa.RecordBatch) -> dict[int, NDArray[np.int64]]:
+    """The items of each answer that were shown and not clicked, by its stable id."""
+    columns = (events[name].to_pylist() for name in ("kind", "request_id", "item_id"))
+    shown: dict[str, set[str]] = defaultdict(set)
+    clicked: dict[str, set[str]] = defaultdict(set)
+    for kind, request, item in zip(*columns, strict=True):
+        if kind == "impression":
+            shown[request].add(item)
+        elif kind == "click":
+            clicked[request].add(item)
+    return {
+        stable_id(request): stable_ids(sorted(items - clicked[request]))
+        for request, items in shown.items()
+        if items - clicked[request]
+    }
 
 
 class System:
@@ -114,21 +150,29 @@ class System:
         gate: Gate = self._trainer.step.gate
         return gate
 
-    def recall(self, samples: Samples, k: int = 50, most: int = 32) -> tuple[int, int]:
-        """Of so many liked samples, how many have their item among the k best of what is served,
-        and how many there were.
+    def test(self, true: Truth, k: int = 50, most: int = 32) -> NDArray[np.float64]:
+        """Of what is served, for some liked items: how many are among the k best, how many there
+        are, and of the pairs of them and another item of the same answer that was not clicked, how
+        many have the liked one first, and how many there are.
         """
-        rows = np.flatnonzero(samples.liked)[:most]
+        found = np.zeros(4)
         with self.replica.reading() as served:
-            if served is None:
-                return 0, 0
-            return sum(_is_found(served, samples, row, k) for row in rows), len(rows)
+            if served is not None:
+                for row, beside in zip(true.rows[:most], true.beside[:most], strict=True):
+                    found += _test(served, true.samples, row, beside, k)
+        return found
 
 
-def _is_found(served: ServedModel, samples: Samples, row: Any, k: int) -> bool:
+def _test(
+    served: ServedModel, samples: Samples, row: int, beside: NDArray[np.int64], k: int
+) -> list[float]:
     users = samples.users.take(np.array([row]))
-    best, _ = served.best(served.ask(users)[0], k, users.history.values)
-    return bool(samples.item_ids[row] in best)
+    asked, liked = served.ask(users)[0], int(samples.item_ids[row])
+    best, _ = served.best(asked, k, users.history.values)
+    scores, known = served.score(asked, np.array([liked, *beside]))
+    others = scores[1:][known[1:]]
+    won = np.sum(scores[0] > others) + np.sum(scores[0] == others) / 2 if known[0] else 0.0
+    return [float(liked in best), 1.0, float(won), float(len(others) if known[0] else 0)]
 
 
 @contextmanager
@@ -160,6 +204,6 @@ def first(source: Source, count: int) -> pa.RecordBatch:
     return source.batch(0, count)
 
 
-def near(found: Sequence[tuple[int, Samples]], at: int) -> Samples | None:
-    """The first liked samples that come of events from there on."""
-    return next((samples for start, samples in found if start >= at), None)
+def near(found: Sequence[Truth], at: int) -> Truth | None:
+    """The first truth that is known after so many events."""
+    return next((one for one in found if one.start >= at), None)

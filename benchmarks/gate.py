@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from benchmarks import _poison as poison
-from features.batch import Samples
 from infra.recipe import Recipe, load_recipe
 from streaming.sources.movielens import MovieLens
 from streaming.sources.traffic import TrafficConfig
@@ -44,7 +45,7 @@ _MEASURE_EVERY = 4  # batches
 class Course:
     """How one system did: hits and tests by phase, and what its gate did when, in events."""
 
-    found: dict[str, list[int]] = field(default_factory=dict)
+    found: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     held_at: int | None = None
     freed_at: int | None = None
     made: int = 0  # versions during the flip
@@ -52,8 +53,13 @@ class Course:
     false_holds: int = 0
 
     def recall(self, phase: str) -> float:
-        hits, tests = self.found[phase]
-        return hits / tests
+        hits, tests, _, _ = self.found[phase].tolist()
+        return float(hits / tests)
+
+    def order(self, phase: str) -> float:
+        """The share of pairs of one answer, one liked and one not clicked, in the right order."""
+        _, _, won, pairs = self.found[phase].tolist()
+        return float(won / pairs)
 
 
 def run(report: Callable[[str], None]) -> dict[str, float]:
@@ -91,7 +97,9 @@ def _of_world(seed: int, report: Callable[[str], None]) -> dict[str, float]:
         report(
             f"world {seed}, {name}: served recall@50"
             f" {course.recall('before'):.3f} before, {course.recall('during'):.3f} during,"
-            f" {course.recall('after'):.3f} after; held from {course.held_at} to {course.freed_at}"
+            f" {course.recall('after'):.3f} after; pairs of an answer in order"
+            f" {course.order('before'):.3f}, {course.order('during'):.3f},"
+            f" {course.order('after'):.3f}; held from {course.held_at} to {course.freed_at}"
         )
     held_after = (held.held_at or end) - begin
     return {
@@ -105,6 +113,10 @@ def _of_world(seed: int, report: Callable[[str], None]) -> dict[str, float]:
         "served_during_undisturbed": undisturbed.recall("during"),
         "served_during_still": still.recall("during"),
         "served_during_without_gate": open_.recall("during"),
+        "order_before": held.order("before"),
+        "order_during": held.order("during"),
+        "order_during_still": still.order("during"),
+        "order_during_without_gate": open_.order("during"),
         "served_after": held.recall("after"),
         "kept": held.recall("during") / still.recall("during"),
         "kept_without_gate": open_.recall("during") / still.recall("during"),
@@ -116,7 +128,7 @@ def _learn(  # noqa: PLR0913 - what its four callers differ in
     recipe: Recipe,
     folder: Path,
     events: pa.RecordBatch,
-    true: list[tuple[int, Samples]],
+    true: Sequence[poison.Truth],
     begin: int,
     end: int,
     *,
@@ -142,9 +154,7 @@ def _learn(  # noqa: PLR0913 - what its four callers differ in
             settled = start >= begin - _SETTLED
             measures = settled and number % _MEASURE_EVERY == 0
             # What comes next: what has come is learnt by now, if its labels did not lie.
-            samples = poison.near(true, start + poison.AT_ONCE) if measures else None
-            if samples is not None:
-                hits, tests = system.recall(samples)
-                so_far = course.found.setdefault(phase, [0, 0])
-                so_far[0], so_far[1] = so_far[0] + hits, so_far[1] + tests
+            true_now = poison.near(true, start + poison.AT_ONCE) if measures else None
+            if true_now is not None:
+                course.found[phase] = course.found.get(phase, np.zeros(4)) + system.test(true_now)
     return course

@@ -62,6 +62,7 @@ Run = Callable[[threading.Event], None]
 # Python's 5 ms they would wait as long to get it back from each other.
 _SWITCH_S = 0.0002
 _FIRST_ANSWERS = 5
+_ASKED_WITHIN_S = 1.0
 _NOBODY = "nobody"
 _LAST_ANSWERS_S = 20  # for requests that were accepted before a stop
 
@@ -113,6 +114,7 @@ class Serving:
         self._follower = self._make_follower()
         self._versions = VersionWatch(log, lambda: self.replica.info, self._look_back)
         self._answered: VersionInfo | None = None  # the newest version that made an answer
+        self._applied_s = 0.0  # when the newest version was applied
         told = self.metrics.told
         self._recommender = Recommender(
             self.replica,
@@ -218,8 +220,11 @@ class Serving:
         info = answer.version
         if info is not self._answered:
             self._answered = info
-            if info is not None and info.learnt_logged_us is not None:
-                observe_age(self.metrics.answered, info.learnt_logged_us, time.time())
+            now_s = time.time()
+            # Of a version that nobody asked, an answer that comes late says nothing.
+            asked = now_s - self._applied_s < _ASKED_WITHIN_S
+            if asked and info is not None and info.learnt_logged_us is not None:
+                observe_age(self.metrics.answered, info.learnt_logged_us, now_s)
         if self._tracing is not None:
             self._tracing.answered(answer)
         self.skew.note(answer)
@@ -280,7 +285,8 @@ class Serving:
         metrics.versions.inc()
         metrics.apply_seconds.observe(seconds)
         metrics.version_number.set(info.number)
-        metrics.served_at.set(time.time())
+        self._applied_s = time.time()
+        metrics.served_at.set(self._applied_s)
         if info.learnt_logged_us is not None:  # it has learnt something new
             observe_age(metrics.served, info.learnt_logged_us, time.time())
         if info.watermark_us is not None:

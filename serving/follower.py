@@ -89,6 +89,7 @@ class Follower:
             log.ends([VERSIONS])[_PLACE] - look_back,
         )
         self._known: dict[str, VersionInfo] = {}  # by artefact, in the order of announcement
+        self._newest: VersionInfo | None = None
         self._lineages: dict[str, int] = {}  # their places in the order in which they first came
         self._refusals: dict[str, VersionInfo] = {}  # by artefact, as what follows
         self._failures: dict[str, _Failure] = {}
@@ -117,8 +118,7 @@ class Follower:
     @property
     def newest(self) -> VersionInfo | None:
         """The newest version that was announced, held back or not."""
-        order = self._lineages
-        return max(self._known.values(), key=lambda i: (order[i.lineage], i.number), default=None)
+        return self._newest
 
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
@@ -147,6 +147,7 @@ class Follower:
             info = read_announcement(record)
             self._known.setdefault(info.artefact, info)
             self._lineages.setdefault(info.lineage, len(self._lineages))
+            self._note_newest(info)
             self._noted(info)
         for artefact in list(self._known)[: -self._look_back]:
             del self._known[artefact]
@@ -155,6 +156,15 @@ class Follower:
             for artefact, info in self._refusals.items()
             if artefact in self._known or info.name == self._pinned
         }
+
+    def _note_newest(self, info: VersionInfo) -> None:
+        # Set at once: other threads ask for it.
+        newest, order = self._newest, self._lineages
+        if newest is None or (order[info.lineage], info.number) >= (
+            order[newest.lineage],
+            newest.number,
+        ):
+            self._newest = info
 
     def _advance(self, now: float) -> None:
         self._look_at_control(now)

@@ -60,7 +60,7 @@ class GateConfig:
     enough: PositiveInt = 128
     users: PositiveInt = 1024
     memory: PositiveInt = 1024
-    fall: NonNegativeFloat = 0.1
+    fall: NonNegativeFloat = 0.2
     deviations: PositiveFloat = 3.0
     miscalibrated: PositiveFloat = 2.0
     warm_up: NonNegativeInt = 10_000

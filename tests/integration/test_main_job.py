@@ -150,7 +150,7 @@ def test_all_processes_are_found_and_tell_figures_by_the_rules(running: Service)
     }
     assert hops["joiner"] >= {"joined"}
     assert hops["aggregator"] == {"stored"}
-    assert hops["run"] == {"served", "answered"}
+    assert hops["run"] - {"answered"} == {"served"}  # answered only where somebody asks in time
     figures = {(one.name, *one.labels.values()): one.value for one in parse(told["run"])}
     assert figures["headrace_replica_behind_seconds",] < 60
     assert figures["headrace_loop_records_total", "catalog"] > 0

@@ -734,6 +734,30 @@ def test_a_pin_by_hand_stands_above_the_gate(stage: Stage) -> None:
     assert stage.serves == "a1"
 
 
+def test_other_threads_may_ask_where_it_is_to_stay_while_it_follows(stage: Stage) -> None:
+    follower = stage.follower(look_back=40)
+    found: set[str | None] = set()
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not done.is_set():
+                found.add(follower.target)
+        except RuntimeError as error:  # what it looks at has changed meanwhile
+            failed.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for number in range(60):
+        stage.publish(number, held=None if number % 3 else "a0")
+        follower.turn(0)
+    done.set()
+    asking.join()
+    assert failed == []
+    assert found <= {None, "two_tower/a/0"}
+
+
 def test_a_new_incarnation_that_is_held_back_leaves_what_was_served(stage: Stage) -> None:
     follower = stage.follower()
     stage.publish(*range(3), watermark_us=50)

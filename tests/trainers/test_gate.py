@@ -109,7 +109,7 @@ def test_it_stays_closed_while_what_is_wrong_is_learnt_and_frees_itself_when_it_
     stream = heard(gate)
     stream.hear(512, 0.5)
     assert gate.holds
-    stream.hear(20_000, 0.9, watch=partial(must_hold, gate))  # what is planted is learnt by and by
+    stream.hear(20_000, 0.6, watch=partial(must_hold, gate))  # what is planted is learnt by and by
     stream.hear(512, 1.9)
     assert not gate.holds
     assert gate.figures["gate_gain"] == pytest.approx(1.9, abs=0.5)
