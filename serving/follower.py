@@ -201,12 +201,10 @@ class Follower:
 
     def _plan(self, now: float) -> list[VersionInfo]:
         """What is to be applied next; nothing if there is nothing, or no way."""
-        newest = self.newest
-        if self._pinned is not None:
-            return self._way_to(self._pinned, now)
-        if newest is not None and newest.held is not None:
-            return self._way_to(newest.last_good, now) if newest.last_good else []
-        return self._way_forward(now)
+        target = self.target
+        if target is None:
+            return self._way_forward(now)
+        return self._way_to(target, now) if target else []
 
     def _way_to(self, name: str, now: float) -> list[VersionInfo]:
         """The way to one version, of now or of before."""
@@ -296,9 +294,7 @@ class Follower:
 
     def _goes_in_one_step(self, links: Sequence[VersionInfo]) -> bool:
         """Whether nothing between here and the end of these links may be stayed at."""
-        newest = self.newest
-        is_held = self._pinned is not None or (newest is not None and newest.held is not None)
-        return is_held or any(link.held is not None for link in links)
+        return self.target is not None or any(link.held is not None for link in links)
 
     def _read_ahead(
         self, plan: Sequence[VersionInfo]
@@ -382,7 +378,7 @@ class Follower:
     def _tell_of_gap(self) -> None:
         """Says once that what was announced cannot be reached."""
         served, newest = self._replica.info, self.newest
-        if self._pinned is not None or newest is None or newest.held is not None:
+        if newest is None or self.target is not None:
             return
         behind = served is None or (
             newest.lineage == served.lineage and newest.number > served.number

@@ -26,12 +26,11 @@ from serving.replica import Replica
 from serving.served_model import ServedModel
 from serving.served_watch import QualityConfig
 from streaming.metrics import Metrics
-from trainers.evaluation import RankingQuality, best_scores, full_ranks
+from trainers.evaluation import RankingQuality, best_scores, corpus_ranks
 from trainers.versions import VersionInfo
 
 logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
-_NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that the model does not know
 OF = ("live", "candidate", "popularity")
 
 
@@ -152,8 +151,7 @@ def _ranks(served: ServedModel, samples: Samples) -> Ids:
     scores = best_scores(torch.from_numpy(queries), torch.from_numpy(vectors)).numpy()
     targets, history = _find(items, samples.item_ids), samples.users.history
     places = Jagged(_find(items, history.values), history.offsets)
-    ranks = full_ranks(scores, np.maximum(targets, 0), places.where(places.values >= 0))
-    return np.where(targets >= 0, ranks, _NOT_FOUND)
+    return corpus_ranks(scores, targets, places)
 
 
 def _find(items: Ids, wanted: Ids) -> Ids:

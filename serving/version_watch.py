@@ -11,12 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streaming.errors import LogError
-from streaming.log import NOBODY, VERSIONS, Log, TopicPartition
-from trainers.versions import VersionInfo, is_doorbell, read_announcement
-
-_PLACE = TopicPartition(VERSIONS, 0)
-_AT_ONCE = 1_000
+from streaming.log import Log
+from trainers.announcements import Announcements
+from trainers.versions import VersionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,8 @@ class VersionWatch:
     """
 
     def __init__(self, log: Log, served: Callable[[], VersionInfo | None], look_back: int) -> None:
-        self._log = log
+        self._announcements = Announcements(log, look_back)
         self._served = served
-        self._position = max(
-            log.positions(NOBODY, [VERSIONS])[_PLACE], log.ends([VERSIONS])[_PLACE] - look_back
-        )
         self._ahead: deque[_Announced] = deque(maxlen=look_back)  # of what is served, and may be
         self._at: str | None = None  # what was served when it was last looked at
         self._since_s: float | None = None
@@ -62,19 +56,11 @@ class VersionWatch:
             return max(0.0, time.time() - self._since_s)
 
     def _read(self) -> None:
-        """Takes note of what was announced; a log that is away says nothing new."""
-        try:
-            while records := self._log.read({_PLACE: self._position}, _AT_ONCE, 0.0):
-                self._position = records[-1].offset + 1
-                for record in records:
-                    if is_doorbell(record):
-                        continue
-                    info = read_announcement(record)
-                    wanted: str | None = info.name
-                    if info.held is not None:  # then it is the last good one, and nothing between
-                        self._ahead.clear()
-                        wanted = info.last_good
-                    if wanted is not None:
-                        self._ahead.append(_Announced(wanted, record.logged_us / 1e6))
-        except LogError:
-            return
+        """Takes note of what was announced."""
+        for record, info in self._announcements.read():
+            wanted: str | None = info.name
+            if info.held is not None:  # then it is the last good one, and nothing between
+                self._ahead.clear()
+                wanted = info.last_good
+            if wanted is not None:
+                self._ahead.append(_Announced(wanted, record.logged_us / 1e6))

@@ -14,6 +14,8 @@ from features.batch import Jagged
 from trainers.kernels import ranks_among
 from trainers.tally import Sums, TallyMetric
 
+NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that is not in the corpus
+
 
 def best_scores(queries: Tensor, vectors: Tensor) -> Tensor:
     """The score of every item by the best of a user's K interests.
@@ -43,6 +45,16 @@ def full_ranks(
     ranks = np.empty(len(targets), np.int64)
     ranks_among(scores, targets, hidden.values[order], hidden.offsets, ranks)
     return ranks
+
+
+def corpus_ranks(
+    scores: NDArray[np.floating[Any]], targets: NDArray[np.int64], hidden: Jagged
+) -> NDArray[np.int64]:
+    """As `full_ranks`; targets, and columns that are not shown, may be -1: not in the corpus. The
+    rank of such a target is `NOT_FOUND`, behind all.
+    """
+    ranks = full_ranks(scores, np.maximum(targets, 0), hidden.where(hidden.values >= 0))
+    return np.where(targets >= 0, ranks, NOT_FOUND)
 
 
 def predicted_hits(

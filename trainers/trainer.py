@@ -38,7 +38,7 @@ from trainers.arrays import (
     tensors_table,
 )
 from trainers.corpus import Corpus
-from trainers.evaluation import RankingQuality, best_scores, full_ranks, predicted_hits
+from trainers.evaluation import RankingQuality, best_scores, corpus_ranks, predicted_hits
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.gate import Gate, GateConfig, Soundness, size_of
 from trainers.models import RetrievalStep, Retriever, create
@@ -51,7 +51,6 @@ from trainers.versions import Version, VersionInfo
 import pyarrow as pa  # isort: skip
 
 logger = logging.getLogger(__name__)
-_NOT_FOUND = np.iinfo(np.int64).max  # the rank of an item that is not in the corpus
 _POPULAR = 64  # items whose frequencies are compared with counted ones
 # In how many steps the model's own chances are looked at, and for how many tests of such a one:
 # that takes longer than a test.
@@ -303,17 +302,14 @@ class Trainer:
         if liked.size == 0 or len(self.corpus) == 0:
             return
         targets = self.corpus.find(samples.item_ids[liked])
-        known = targets >= 0
         users = samples.users.take(liked)
-        places = Jagged(self.corpus.find(users.history.values), users.history.offsets)
-        seen = places.where(places.values >= 0)
+        seen = Jagged(self.corpus.find(users.history.values), users.history.offsets)
         queries = self._retriever.query(users).cpu()  # (B, K, d)
         scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
         popular = np.broadcast_to(self.corpus.counts, scores.shape)
         ranks = []
         for quality, table in ((self._ranking, scores), (self._popularity, popular)):
-            found = full_ranks(table, np.maximum(targets, 0), seen)
-            ranks.append(np.where(known, found, _NOT_FOUND))
+            ranks.append(corpus_ranks(table, targets, seen))
             quality.update(ranks[-1])
         if self.samples < self._config.gate.warm_up or self._config.gate.mode == "off":
             return
@@ -329,7 +325,10 @@ class Trainer:
         predicted = np.full(len(scores), np.nan)
         if self.steps % _PREDICT_EVERY == 0:
             predicted[:_PREDICTED] = predicted_hits(
-                scores[:_PREDICTED], seen, self._retriever.temperature, max(self._config.recall_at)
+                scores[:_PREDICTED],
+                seen.where(seen.values >= 0),
+                self._retriever.temperature,
+                max(self._config.recall_at),
             )
         return predicted
 

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.errors import LogError
-from streaming.log import NOBODY, VERSIONS, Log, Record, TopicPartition
-from trainers.versions import VersionInfo, is_doorbell, read_announcement
+from streaming.log import Log, Record
+from trainers.announcements import Announcements
+from trainers.versions import VersionInfo
 
-_PLACE = TopicPartition(VERSIONS, 0)
-_AT_ONCE = 1_000
 _LOOK_BACK = 5_000  # records, for what was before this process
 _KEPT = 200  # verdicts
 _FIGURES = "gate_"  # what the metrics of a version that the gate looked at begin with
@@ -32,22 +30,14 @@ class Announced:
     """Follows the topic `versions`."""
 
     def __init__(self, log: Log) -> None:
-        self._log = log
-        first, end = log.positions(NOBODY, [VERSIONS])[_PLACE], log.ends([VERSIONS])[_PLACE]
-        self._position = max(first, end - _LOOK_BACK)
+        self._announcements = Announcements(log, _LOOK_BACK)
         self._verdicts: deque[Verdict] = deque(maxlen=_KEPT)
         self.newest: VersionInfo | None = None
 
     def turn(self) -> None:
         """Takes note of what was announced since the last turn."""
-        try:
-            while records := self._log.read({_PLACE: self._position}, _AT_ONCE, 0.0):
-                self._position = records[-1].offset + 1
-                for record in records:
-                    if not is_doorbell(record):
-                        self._note(record)
-        except LogError:  # the next turn will
-            return
+        for record, info in self._announcements.read():
+            self._note(record, info)
 
     def gate(self, mode: str) -> dict[str, Any]:
         """`GateNow` of the page."""
@@ -76,9 +66,8 @@ class Announced:
             "pinned": pinned,
         }
 
-    def _note(self, record: Record) -> None:
-        info, before = read_announcement(record), self.newest
-        self.newest = info
+    def _note(self, record: Record, info: VersionInfo) -> None:
+        before, self.newest = self.newest, info
         now = _verdict(info)
         was = ("passed", None) if before is None else _verdict(before)
         if now[0] != was[0]:
