@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from serving.drift import ColumnDrift, DriftConfig, Kind, Rate
 from serving.recent_ids import RecentIds
+from serving.sample_watch import PATIENCE_S
 from streaming.ids import stable_ids
 from streaming.metrics import Metrics
 from streaming.samples import features_in, labels_in
@@ -69,8 +70,8 @@ class DriftWatch:
             ["label"],
         )  # fmt: skip
 
-    def is_waiting(self) -> bool:
-        return self._config.enabled
+    def patience_s(self) -> float | None:
+        return PATIENCE_S if self._config.enabled else None
 
     def take(self, rows: pa.RecordBatch) -> None:
         if not self._config.enabled:

@@ -67,8 +67,9 @@ class LiveWatch:
         )
         self._told = {of: told.labels(self._figure, of) for of in OF}
 
-    def is_waiting(self) -> bool:
-        return self._config.enabled
+    def patience_s(self) -> float | None:
+        """None after a test, which takes a sample that is not learnt yet."""
+        return max(0.0, self._rest_until - self._clock()) if self._config.enabled else None
 
     def know(self, info: VersionInfo) -> None:
         """Hears of the newest version, whether it is served or held back."""
@@ -89,12 +90,13 @@ class LiveWatch:
                 logger.warning("the served model is not tested: %s", error)
                 self._complained = True
             return
-        if len(ranks):
-            with self._lock:
-                self._live.update(ranks)
-                self._tested += len(ranks)
-                live = self._live.get()[f"recent_{self._figure}"]
-            self._told["live"].set(live)
+        if not len(ranks):
+            return
+        with self._lock:
+            self._live.update(ranks)
+            self._tested += len(ranks)
+            live = self._live.get()[f"recent_{self._figure}"]
+        self._told["live"].set(live)
         done = self._clock()
         self._rest_until = done + (done - begun) / self._config.share
 

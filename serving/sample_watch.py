@@ -20,13 +20,14 @@ from streaming.samples import decode_samples
 logger = logging.getLogger(__name__)
 _AT_ONCE = 64  # records
 _REST_S = 0.5  # between two looks while nobody waits
+PATIENCE_S = 0.25  # who only counts loses nothing by it, and to wake up for every write costs
 
 
 class Watcher(Protocol):
     """Who looks at samples."""
 
-    def is_waiting(self) -> bool:
-        """Whether the samples that come now may be of any interest."""
+    def patience_s(self) -> float | None:
+        """How long the samples that come now may lie; None if they are of no interest."""
         ...
 
     def take(self, rows: pa.RecordBatch) -> None:
@@ -47,19 +48,20 @@ class SampleWatch:
     def run(self, stopping: threading.Event) -> None:
         """Follows until told to stop."""
         while not stopping.is_set():
-            if self._is_idle():
+            patience_s = self._patience_s()
+            if patience_s is None and self._is_idle():
                 stopping.wait(_REST_S)
-            else:
-                self.turn(timeout_s=_REST_S)
+            elif self.turn(timeout_s=0 if patience_s else _REST_S) < _AT_ONCE and patience_s:
+                stopping.wait(patience_s)
 
-    def turn(self, timeout_s: float) -> None:
-        """Takes what was joined since the last turn."""
+    def turn(self, timeout_s: float) -> int:
+        """Takes what was joined since the last turn; of how many records that is."""
         try:
             records = self._log.read(self._positions, _AT_ONCE, timeout_s)
         except LogError as error:  # samples may be gone before they were looked at
             logger.warning("the sample watch goes on with the newest samples: %s", error)
             self._positions = self._log.ends([SAMPLES])
-            return
+            return 0
         for record in records:
             self._positions[record.place] = record.offset + 1
             try:
@@ -69,16 +71,17 @@ class SampleWatch:
                 continue
             for watcher in self._watchers:
                 watcher.take(rows)
+        return len(records)
 
     def _is_idle(self) -> bool:
-        """Whether nobody waits; then it stands at the end."""
-        if self._anybody_waits():
-            return False
+        """Whether nobody waits even now; then it stands at the end."""
         ends = self._log.ends([SAMPLES])
-        if self._anybody_waits():  # for samples that may lie before these ends
+        if self._patience_s() is not None:  # for samples that may lie before these ends
             return False
         self._positions = ends
         return True
 
-    def _anybody_waits(self) -> bool:
-        return any(watcher.is_waiting() for watcher in self._watchers)
+    def _patience_s(self) -> float | None:
+        """That of the least patient watcher, None if none waits."""
+        found = (watcher.patience_s() for watcher in self._watchers)
+        return min((one for one in found if one is not None), default=None)

@@ -23,6 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from serving.cohorts import Cohort
 from serving.experiments import Experiment, arm_of
 from serving.quality import FIGURES, LabelQuality, impressions_of
+from serving.sample_watch import PATIENCE_S
 from streaming.event_columns import NONE
 from streaming.ids import stable_id
 from streaming.impressions import Label
@@ -68,7 +69,7 @@ class QualityConfig:
     tell_every_s: PositiveFloat = 2.0
     tested: PositiveInt = 64
     tested_half_life: PositiveInt = 1_000
-    share: PositiveFloat = 0.02
+    share: PositiveFloat = 0.01
 
 
 class _Arm(NamedTuple):
@@ -116,10 +117,11 @@ class ServedWatch:
         }
         self._arms: dict[tuple[str, str, str], _Arm] = defaultdict(_Arm)
         self._taken: list[pa.RecordBatch] = []  # and not counted yet
+        self._untold = False  # whether anything was taken since Prometheus was told
         self._tell_at = clock() + config.tell_every_s
 
-    def is_waiting(self) -> bool:
-        return self._config.enabled or bool(self._experiments)
+    def patience_s(self) -> float | None:
+        return PATIENCE_S if self._config.enabled or self._experiments else None
 
     def know(self, info: VersionInfo) -> None:
         """Hears of a version, by whose hashed name impressions will call it."""
@@ -130,20 +132,17 @@ class ServedWatch:
                     quality.forget(self._slices.of_generation(begun))
 
     def take(self, rows: pa.RecordBatch) -> None:
-        rows = rows.select([*_COLUMNS, *(f"label_{label}" for label in labels_in(rows.schema))])
         answers = pc.and_(rows["request_id"].is_valid(), rows["negative_rate"].is_valid())
         if not self._experiments:  # only they count what has no score
             answers = pc.and_(answers, rows["served_score"].is_valid())
-        answered = rows.filter(answers)
         with self._lock:
-            if self._taken and self._taken[0].schema != answered.schema:
-                self._count_taken()
-            self._taken.append(answered)
-            if sum(batch.num_rows for batch in self._taken) >= _AT_ONCE:
-                self._count_taken()
-            if self._config.enabled and self._clock() >= self._tell_at:
+            if pc.any(answers).as_py():
+                labels = [f"label_{label}" for label in labels_in(rows.schema)]
+                self._take(rows.select([*_COLUMNS, *labels]).filter(answers))
+            if self._untold and self._config.enabled and self._clock() >= self._tell_at:
                 self._count_taken()
                 self._tell()
+                self._untold = False
                 self._tell_at = self._clock() + self._config.tell_every_s
 
     def figures(self) -> list[dict[str, Any]]:
@@ -172,12 +171,19 @@ class ServedWatch:
 
     # -- counting --------------------------------------------------------------------------
 
+    def _take(self, answered: pa.RecordBatch) -> None:
+        if self._taken and self._taken[0].schema != answered.schema:
+            self._count_taken()
+        self._taken.append(answered)
+        self._untold = True
+        if sum(batch.num_rows for batch in self._taken) >= _AT_ONCE:
+            self._count_taken()
+
     def _count_taken(self) -> None:
         """Counts what was taken: many rows at once take hardly longer than a few."""
         if self._taken:
             rows, self._taken = pa.concat_batches(self._taken), []
-            if rows.num_rows:
-                self._count_rows(rows)
+            self._count_rows(rows)
 
     def _count_rows(self, rows: pa.RecordBatch) -> None:
         shown = self._shown(rows)

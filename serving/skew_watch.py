@@ -12,6 +12,7 @@ import pyarrow as pa
 from features.skew import Compared, Outcome, Skew
 from serving.answers import Answer
 from serving.metrics import ServingMetrics
+from serving.sample_watch import PATIENCE_S
 from streaming.ids import stable_id
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ class SkewWatch:
             },
         }
 
-    def is_waiting(self) -> bool:
-        return bool(self._skew.waiting(_now_us()))
+    def patience_s(self) -> float | None:
+        return PATIENCE_S if self._skew.waiting(_now_us()) else None
 
     def take(self, rows: pa.RecordBatch) -> None:
         for compared in self._skew.compare(rows):

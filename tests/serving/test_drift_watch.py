@@ -164,4 +164,4 @@ def test_what_is_odd_ends_nothing(metrics: Metrics, clock: Clock) -> None:
     watch.take(samples([{"served_score": float("nan"), "label_click": None}] * 5_000))
     names = {f["feature"] for f in watch.figures()["features"]}
     assert {"price", "scenario", "history.length"} <= names
-    assert DriftWatch(DriftConfig(enabled=False), Metrics(), clock).is_waiting() is False
+    assert DriftWatch(DriftConfig(enabled=False), Metrics(), clock).patience_s() is None

@@ -13,6 +13,7 @@ import pytest
 
 from features.behaviour import Behaviour, BehaviourConfig
 from serving.experiments import Arm, Experiment, arm_of
+from serving.sample_watch import PATIENCE_S
 from serving.served_watch import QualityConfig, ServedWatch
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.ids import stable_id
@@ -140,7 +141,7 @@ def test_a_graded_label_has_a_mean_and_nothing_else(watch: ServedWatch) -> None:
 
 def test_the_experiments_count_what_has_no_score_too(metrics: Metrics) -> None:
     watch = ServedWatch(LABELS, {"titles": EXPERIMENT}, QualityConfig(enabled=False), metrics)
-    assert watch.is_waiting()
+    assert watch.patience_s() == PATIENCE_S
     a, b, no = user_in("a"), user_in("b"), {"served_score": None}
     watch.take(
         samples(
@@ -176,8 +177,9 @@ def test_only_answers_of_the_experiments_scenarios_count(metrics: Metrics) -> No
 
 
 def test_without_experiments_or_quality_nobody_waits_for_samples(metrics: Metrics) -> None:
-    assert not ServedWatch(LABELS, {}, QualityConfig(enabled=False), metrics).is_waiting()
-    assert ServedWatch(LABELS, {}, QualityConfig(), metrics).is_waiting()
+    off = ServedWatch(LABELS, {}, QualityConfig(enabled=False), metrics)
+    assert off.patience_s() is None
+    assert ServedWatch(LABELS, {}, QualityConfig(), metrics).patience_s() == PATIENCE_S
 
 
 def test_prometheus_is_told_now_and_then_and_of_no_version(
