@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +18,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks._load import Balancer, load
 from benchmarks._service import Service
 from features.aggregator import Aggregator
 from features.store import FeastStore
 from infra.home import Home
 from infra.recipe import Recipe, load_recipe
 from infra.visitor_service import VisitorService
+from streaming.ids import stable_id
 from streaming.log import EVENTS, NOBODY, SAMPLES, VERSIONS, Append, Log, Record
 from streaming.open_log import open_log
 from streaming.samples import decode_samples, encode_samples
 
 _PAUSE_S = 0.2
+_PEOPLE, _AT_ONCE = 256, 64
+_TASTES, _OF_A_TASTE = 8, 12  # more items than the 50 that popularity finds
+_KNOWN_BITS = 2.0  # better than by popularity: whoever knows the tastes is at nearly three
+_HELD_UP_S = 1.5  # more than the second that is promised
 
 
 class Planting:
@@ -35,7 +43,7 @@ class Planting:
     def __init__(self) -> None:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._stopped: list[int] = []
+        self._mended = ExitStack()
         self._errors: list[Exception] = []
 
     def often(self, act: Callable[[], object]) -> None:
@@ -46,16 +54,21 @@ class Planting:
 
     def stop(self, process: int) -> None:
         """The process stands still, as one that waits for a disk that is gone."""
-        self._stopped.append(process)
         os.kill(process, signal.SIGSTOP)
+        self._mended.callback(os.kill, process, signal.SIGCONT)
+
+    def take_away(self, folder: Path) -> None:
+        """It is not there, as on a disk that is gone."""
+        aside = folder.with_name(f"{folder.name}.away")
+        folder.rename(aside)
+        self._mended.callback(aside.rename, folder)
 
     def __enter__(self) -> Planting:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ending.set()
-        for process in self._stopped:
-            os.kill(process, signal.SIGCONT)
+        self._mended.close()
         for thread in self._threads:
             thread.join(60)
         if self._errors:
@@ -102,6 +115,71 @@ class Causes:
         """Nothing is wrong: a user likes something."""
         self.visitor.post([{"kind": "like", "user_id": "ada", "item_id": "i1"}])
 
+    def likes(self) -> None:
+        """Nothing is wrong: some of many people like something that is after their taste."""
+        self._post_likes(lambda person, place: self._items[person % _TASTES][place])
+
+    def lies(self) -> None:
+        """They seem to like what is after others' taste, or what nobody had heard of, in a place
+        where nobody ever was.
+        """
+        self._post_likes(
+            lambda person, place: (
+                f"hype-{place % 3}"
+                if person % 3
+                else self._items[(person + _TASTES // 2) % _TASTES][place]
+            ),
+            scenario="nowhere",
+        )
+
+    @property
+    def tastes_are_known(self) -> bool:
+        """Whether the gate has heard enough of them to find that they are others."""
+        with self.log() as log:
+            figures = json.loads(_newest(log, VERSIONS).value).get("metrics", {})
+        return float(figures.get("gate_gain_before", 0.0)) > _KNOWN_BITS
+
+    @cached_property
+    def _items(self) -> list[list[str]]:
+        """Of each taste; those that are popular anyway, so that the order of these stays."""
+        answer = self.visitor.recommend("a stranger", _TASTES * _OF_A_TASTE)
+        items = [item["item_id"] for item in answer["items"]]
+        return [items[taste::_TASTES] for taste in range(_TASTES)]
+
+    @cached_property
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    def _post_likes(self, item: Callable[[int, int], str], **more: str) -> None:
+        people = self._rng.choice(_PEOPLE, _AT_ONCE, replace=False).tolist()
+        places = self._rng.integers(_OF_A_TASTE, size=_AT_ONCE).tolist()
+        self.visitor.post(
+            [
+                {"kind": "like", "user_id": f"p{person}", "item_id": item(person, place), **more}
+                for person, place in zip(people, places, strict=True)
+            ]
+        )
+
+    def held_up(self) -> None:
+        """What is liked is learnt only after a while, for the trainer stands still."""
+        trainer = self.process("trainer")
+        os.kill(trainer, signal.SIGSTOP)
+        try:
+            self.like()
+            time.sleep(_HELD_UP_S)
+        finally:
+            os.kill(trainer, signal.SIGCONT)
+        time.sleep(_PAUSE_S)
+
+    def damage_features(self, user: str) -> None:
+        """What the feature store has of a user cannot be read."""
+        store = Home(self.home).features / "online.db"
+        with closing(sqlite3.connect(store)) as connection, connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO headrace_user_history VALUES (?, 0, ?)",
+                [stable_id(user), b"\xff"],
+            )
+
     def refused_events(self) -> None:
         """Some events that are none, in partition 0."""
         with self.log() as log:
@@ -133,6 +211,13 @@ class Causes:
             item = answer["items"][0]["item_id"]
             click = {"kind": "click", "user_id": user, "item_id": item, "position": 0}
             self.visitor.post([{**click, "request_id": answer["request_id"]}])
+
+
+def storm(replica: Service, user: str) -> None:
+    """More is asked at once than a replica lets wait, for one user."""
+    path = f"/v1/recommend?user_id={user}&k=10&shown=false"
+    balancer = Balancer([replica.port])
+    asyncio.run(load(balancer, lambda _: path, 0.0, _AT_ONCE, _AT_ONCE))
 
 
 def _never_happened(users: Sequence[str]) -> list[Record]:

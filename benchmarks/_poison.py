@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ AT_ONCE = 512  # events
 REACTIONS = ("click", "watch", "like", "wish", "cart", "buy")
 
 
-def flipped(events: pa.RecordBatch, begin: int, end: int, seed: int = 0) -> pa.RecordBatch:
-    """The events with the labels of the impressions among `begin:end` exchanged: in each answer
-    what was clicked was not, and something else that was shown has all that came of it.
+def flipped(events: pa.RecordBatch, begin: int, end: int) -> list[pa.RecordBatch]:
+    """The events in batches, with the labels of the impressions among `begin:end` flipped: in each
+    answer of which something was clicked, that was not, and all else that was shown has what came
+    of it. So there are more events in these batches.
     """
-    rng = np.random.default_rng(seed)
     kinds, items = events["kind"].to_pylist(), events["item_id"].to_pylist()
     requests = events["request_id"].to_pylist()
     clicked = {
@@ -50,19 +51,33 @@ def flipped(events: pa.RecordBatch, begin: int, end: int, seed: int = 0) -> pa.R
     for row in range(begin, end):
         if kinds[row] == "impression":
             shown[requests[row]].append(items[row])
-    instead: dict[tuple[str, str], str] = {}
-    for request, of_answer in shown.items():
-        others = [item for item in of_answer if (request, item) not in clicked]
-        rng.shuffle(others)
-        for item in of_answer:
-            if (request, item) in clicked and others:
-                instead[request, item] = others.pop()
-    moved = [
-        instead.get((request, item), item) if kind in REACTIONS else item
-        for kind, request, item in zip(kinds, requests, items, strict=True)
-    ]
-    column = events.schema.get_field_index("item_id")
-    return events.set_column(column, events.schema.field(column), pa.array(moved, pa.string()))
+    instead = {
+        (request, item): [other for other in of_answer if (request, other) not in clicked]
+        for request, of_answer in shown.items()
+        for item in of_answer
+        if (request, item) in clicked
+    }
+    rows, moved = [], []
+    for row, (kind, request, item) in enumerate(zip(kinds, requests, items, strict=True)):
+        found = instead.get((request, item), [item]) if kind in REACTIONS else [item]
+        rows += [row] * len(found)
+        moved += found
+    return _moved(events, np.array(rows), moved)
+
+
+def _moved(
+    events: pa.RecordBatch, rows: NDArray[np.int64], items: Sequence[str | None]
+) -> list[pa.RecordBatch]:
+    """These rows, in batches as those of `batches`, with these items and ids of their own."""
+    planted = events.take(pa.array(rows))
+    names = pc.binary_join_element_wise(
+        planted["event_id"], pa.array(map(str, range(len(rows)))), "/"
+    )
+    for name, column in (("item_id", pa.array(items, pa.string())), ("event_id", names)):
+        place = planted.schema.get_field_index(name)
+        planted = planted.set_column(place, planted.schema.field(place), column)
+    bounds = np.searchsorted(rows, np.arange(0, events.num_rows + AT_ONCE, AT_ONCE))
+    return [planted.slice(a, b - a) for a, b in pairwise(bounds.tolist())]
 
 
 @dataclass(frozen=True)
@@ -193,10 +208,9 @@ def eager(recipe: Recipe, **gate: Any) -> Recipe:
     )
 
 
-def batches(events: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Events by so many, each with the number of those before."""
-    for start in range(0, events.num_rows, AT_ONCE):
-        yield start, events.slice(start, AT_ONCE)
+def batches(events: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """Events by so many."""
+    return [events.slice(start, AT_ONCE) for start in range(0, events.num_rows, AT_ONCE)]
 
 
 def first(source: Source, count: int) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ of a core that the monitor itself takes, of a system that rests.
 
 Time to alert: one system under the rules as they are, watched by its own monitor with its two
 seconds between two looks; each cause is planted until the alert is there, and again after it has
-ended. Poisoned labels are `headrace bench gate`'s.
+ended. How well what is served does meanwhile is `headrace bench gate`'s.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ PROMISES = {
     "hung_replica_s": (0.0, 30.0),
     "frozen_trainer_s": (0.0, 60.0),
     "dead_partition_s": (0.0, 60.0),
+    "poisoning_s": (0.0, 120.0),
 }
 _QUIET_S = 30.0
 _PATIENCE_S = 600.0  # windows of five minutes, and what keeps an alert
@@ -126,6 +127,7 @@ def _times(report: Report) -> dict[str, float]:
             found = []
             for _ in range(plant.times):
                 _until(lambda alert=plant.alert: alert not in system.alerts())  # type: ignore[misc]
+                plant.prepare(system)
                 with Planting() as planting:
                     begun = time.monotonic()
                     plant.plant(system, planting)
@@ -171,15 +173,30 @@ def _version_is_nowhere(system: _System, planting: Planting) -> None:
     system.causes.version_that_is_nowhere()
 
 
+def _people_like_what_they_like(system: _System) -> None:
+    with Planting() as planting:
+        planting.often(system.causes.likes)
+        _until(lambda: system.causes.tastes_are_known)
+
+
+def _people_lie(system: _System, planting: Planting) -> None:
+    planting.often(system.causes.lies)
+
+
+def _nothing(_system: _System) -> None:
+    pass
+
+
 class _Plant(NamedTuple):
     """A cause, the alert that it is to give, and how often that is measured: an alert that looks
-    back five minutes lasts as long.
+    back five minutes lasts as long. What is to be before the cause is not part of the time.
     """
 
     figure: str
     alert: str
     plant: Callable[[_System, Planting], None]
     times: int = 3
+    prepare: Callable[[_System], None] = _nothing
 
 
 _PLANTS = (
@@ -189,6 +206,7 @@ _PLANTS = (
     _Plant("dead_partition_s", "HeadracePartitionStuck", _nobody_joins),
     _Plant("frozen_trainer_s", "HeadraceTrainerFrozen", _nobody_learns),
     _Plant("stuck_replica_s", "HeadraceReplicaStuck", _version_is_nowhere),
+    _Plant("poisoning_s", "HeadraceVersionHeld", _people_lie, 1, _people_like_what_they_like),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.definitions import SAMPLE_FEATURES, FeatureError, type_name
-from streaming.event_columns import NONE
+from streaming.event_columns import NONE, scenario_codes
 from streaming.kernels import compiled_briefly
 
 Ids = NDArray[np.int64]
@@ -73,12 +73,36 @@ class Jagged:
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
 
+_UNKNOWN_FIELDS = np.empty(0, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Items:
-    """n items as a model sees them: `ids` (n,) and the tokens that describe each."""
+    """n items as a model sees them: `ids` (n,), the tokens that describe each, and of each token
+    the field that it is a value of, by its `streaming.event_columns.field_codes`; NONE where that
+    is not known, as in samples of older releases.
+    """
 
     ids: Ids
     tokens: Jagged
+    fields: NDArray[np.int32] = field(default_factory=lambda: _UNKNOWN_FIELDS)
+
+    def __post_init__(self) -> None:
+        if self.fields is _UNKNOWN_FIELDS:
+            object.__setattr__(self, "fields", np.full(len(self.tokens.values), NONE, np.int32))
+
+    def of_field(self, code: int) -> Jagged:
+        """Of each item only the tokens of one field."""
+        return self.tokens.where(self.fields == code)
+
+    def take(self, rows: Ids) -> Items:
+        """The items with these numbers."""
+        places = self.tokens.places(rows)
+        return Items(
+            self.ids[rows],
+            Jagged(self.tokens.values[places.values], places.offsets),
+            self.fields[places.values],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +166,17 @@ class Moments:
 
 
 _UNKNOWN, _NONE = Details.unknown(0), Moments.none(0)
+_NO_TIMES, _NO_SCENARIOS = np.empty(0, np.int64), np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class Users:
     """n users as a model sees them; `rewards` and `details` have one entry for each value of
     `history`. What is not given is not known of anybody.
+
+    `at_us` (n,) is when each is asked about, 0 if that is not known, and `scenarios` (n,) where, by
+    the codes of `streaming.event_columns`. `described` is what describes the items of all their
+    histories, each once, sorted by id; None but for a model that asks for it.
     """
 
     ids: Ids
@@ -156,6 +185,9 @@ class Users:
     details: Details = _UNKNOWN
     searched: Moments = _NONE
     passed_over: Moments = _NONE
+    at_us: Ids = field(default_factory=lambda: _NO_TIMES)
+    scenarios: NDArray[np.int32] = field(default_factory=lambda: _NO_SCENARIOS)
+    described: Items | None = None
 
     def __post_init__(self) -> None:
         if self.details is _UNKNOWN:
@@ -163,6 +195,10 @@ class Users:
         for name in ("searched", "passed_over"):
             if getattr(self, name) is _NONE:
                 object.__setattr__(self, name, Moments.none(len(self.ids)))
+        if self.at_us is _NO_TIMES:
+            object.__setattr__(self, "at_us", np.zeros(len(self.ids), np.int64))
+        if self.scenarios is _NO_SCENARIOS:
+            object.__setattr__(self, "scenarios", np.full(len(self.ids), NONE, np.int32))
 
     def split(self, count: int, least: float) -> tuple[Jagged, Jagged]:
         """Of the newest `count` actions of each the items of those whose reward was at least so
@@ -183,7 +219,27 @@ class Users:
             self.details.take(places.values),
             self.searched.take(rows),
             self.passed_over.take(rows),
+            self.at_us[rows],
+            self.scenarios[rows],
+            self.described,
         )
+
+    def history_tokens(self, code: int) -> Jagged:
+        """What describes the item of each action (m,) in one field; nothing of an item of which
+        nothing is known.
+
+        Raises:
+            ValueError: the model has not asked for descriptions (`trainers.models.Retriever`).
+        """
+        if self.described is None:
+            raise ValueError("a model that reads what describes histories says `describes = True`")
+        known, actions = self.described.ids, self.history.values
+        if not len(known):
+            return Jagged.of(_NO_TIMES, np.zeros(len(actions), np.int64))
+        rows = np.minimum(np.searchsorted(known, actions), len(known) - 1)
+        tokens = self.described.of_field(code).take(rows)
+        found = np.repeat(known[rows] == actions, tokens.lengths)
+        return tokens.where(found)
 
     def where(self, chosen: NDArray[np.bool_]) -> Users:
         """The same users with only the chosen actions (m,) of their histories."""
@@ -241,11 +297,17 @@ def read_users(rows: pa.RecordBatch) -> Users:
         ),
         _moments(found["searched"], found["searched_at_us"]),
         _moments(found["passed_over"], found["passed_over_at_us"]),
+        rows["at"].cast(pa.int64()).to_numpy(),
+        _scenarios(rows["scenario"]),
     )
 
 
-def known_user(user: int, row: Mapping[str, Any]) -> Users:
-    """One user, with his features as the online store answers them for USER_HISTORY."""
+def known_user(
+    user: int, row: Mapping[str, Any], at_us: int = 0, scenario: str | None = None
+) -> Users:
+    """One user who asks now and here, with his features as the online store answers them for
+    USER_HISTORY.
+    """
     sizes = np.array([len(row["items"])], np.int64)
     history = Jagged.of(np.array(row["items"], np.int64), sizes)
     words = np.array(row["searched"], np.int64)
@@ -264,6 +326,8 @@ def known_user(user: int, row: Mapping[str, Any]) -> Users:
             Jagged.of(words, np.array([len(words)], np.int64)),
             np.array(row["searched_at_us"], np.int64),
         ),
+        at_us=np.array([at_us], np.int64),
+        scenarios=scenario_codes([scenario]) if scenario else np.full(1, NONE, np.int32),
     )
 
 
@@ -301,6 +365,14 @@ def _features(rows: pa.RecordBatch) -> dict[str, pa.ListArray]:
     }
 
 
+def _scenarios(column: pa.StringArray) -> NDArray[np.int32]:
+    """The code of each scenario (n,), NONE for a null."""
+    encoded = column.dictionary_encode()
+    known = np.append(scenario_codes(encoded.dictionary.to_pylist()), np.int32(NONE))
+    found: NDArray[np.int32] = known[encoded.indices.fill_null(-1).to_numpy()]
+    return found
+
+
 def _moments(ids: pa.ListArray, at_us: pa.ListArray) -> Moments:
     lists = Jagged.from_column(ids)
     return Moments(lists, _beside(lists, at_us, 0))
@@ -324,4 +396,6 @@ def read_declarations(batch: pa.RecordBatch) -> Items:
     ids = rows["item_id"].to_numpy()
     _, last = np.unique(ids[::-1], return_index=True)
     rows = rows.take(pa.array(np.sort(len(ids) - 1 - last)))
-    return Items(rows["item_id"].to_numpy(), Jagged.from_column(rows["item_tokens"]))
+    tokens = Jagged.from_column(rows["item_tokens"])
+    fields = _beside(tokens, rows["item_fields"], NONE)
+    return Items(rows["item_id"].to_numpy(), tokens, fields)

@@ -35,9 +35,11 @@ from streaming.artefact_store import open_artefacts
 from streaming.cuts import CutDirectory
 from streaming.errors import ArtefactError, LogError
 from streaming.log import VERSIONS, Append, Log, TopicPartition
+from streaming.metrics import Metrics
 from trainers.trainer import Trainer
+from trainers.trainer_metrics import TrainerMetrics
 from trainers.version_store import VersionStore
-from trainers.versions import VersionInfo, new_lineage
+from trainers.versions import Version, VersionInfo, new_lineage
 
 GROUP = "daily"
 _TURN = TopicPartition(VERSIONS, 0)  # its position in the group is the number of the last notices
@@ -48,7 +50,8 @@ class DailyTraining:
     """Learns days of a home's archive; goes on from what the last one, however it ended, learnt.
 
     Cuts are made as the recipe's `trainer_loop` says, and when a day ends or a stop is asked for.
-    Versions go out at the end of each day, and with `publish_every_s` also within it.
+    Versions go out at the end of each day, and with `publish_every_s` also within it. What is
+    learnt and published is told by `metrics`.
 
     `reached` is called with the number of every point of a commit as it gets there; tests use it
     to die on the spot.
@@ -58,12 +61,14 @@ class DailyTraining:
         LogError: the log has no topic `versions`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the wiring of a process, done once
         self,
         recipe: Recipe,
         home: Home,
         log: Log,
+        *,
         publish_every_s: float | None = None,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
         reached: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -73,6 +78,7 @@ class DailyTraining:
         self._log = log
         self._clock = clock
         self._reached = reached
+        self._metrics = None if metrics is None else TrainerMetrics(metrics)
         self._lineage = new_lineage()
         self._versions = VersionStore(
             open_artefacts(recipe.versions or home.versions), may_wait=False
@@ -111,6 +117,7 @@ class DailyTraining:
             self._notices += self.trainer.on_batch([record])
             self.positions[place] = record.offset + 1
             self._reached(1)
+            self._tell()
             done += rows
             report(done)
             if stopping.is_set():
@@ -124,16 +131,21 @@ class DailyTraining:
 
     def _commit(self, *, publish: bool) -> None:
         self._due_s = self._clock() + self._commit_every_s
-        if publish:
-            self._publish()
+        versions = self._publish() if publish else []
         self._reached(2)
         self._cut()
         self._reached(3)
         self._notify(self._notices)
+        self._tell(versions, self._notices)
         self._notices = []
         self._reached(4)
 
-    def _publish(self) -> None:
+    def _tell(self, versions: Sequence[Version] = (), notices: Sequence[Append] = ()) -> None:
+        # Of no record: how long ago it was logged says nothing of how fresh answers are.
+        if self._metrics is not None:
+            self._metrics.told(self.trainer, (), versions, self._clock(), notices)
+
+    def _publish(self) -> list[Version]:
         versions = self.trainer.on_time(int(self._clock() * 1e6))
         self._notices += self._versions.execute(versions)
         if versions:
@@ -143,6 +155,7 @@ class DailyTraining:
         for old in self._lineages[: 1 - _LINEAGES_KEPT]:
             self._versions.remove_lineage(self._trainer_config.model, old)
         self._lineages = [*self._lineages[1 - _LINEAGES_KEPT :], self._lineage]
+        return versions
 
     def _cut(self) -> None:
         mark = self.trainer.mark()

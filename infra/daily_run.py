@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from infra.daily_progress import DailyReporter, recall_text
 from infra.home import Home
 from infra.recipe import Recipe
 from infra.signals import stopped_by_signals
+from infra.targets import telling
 from streaming.archive_records import ArchivedSamples
 from streaming.log import Log
 
@@ -33,11 +35,15 @@ def learn_days(
         HeadraceError: it cannot start, or cannot go on.
     """
     archive = open_archive(home)
-    with home.locked_for_training("headrace daily"):
+    with ExitStack() as stack:
+        stack.enter_context(home.locked_for_training("headrace daily"))
         samples = ArchivedSamples(archive)
         now_us = time.time_ns() // 1000
         days = closed_days(samples, choice, now_us, recipe.archive.closed_after_h)
-        training = DailyTraining(recipe, home, log, publish_every_s)
+        metrics = stack.enter_context(telling(recipe.metrics, home, "daily"))
+        training = DailyTraining(
+            recipe, home, log, publish_every_s=publish_every_s, metrics=metrics
+        )
         with archive.locked("write"):  # the files of one write are there all or none
             rows = waiting_rows(samples, log, days, training.positions)
         if training.begun in days:  # perhaps all of it is learnt, and only its version is not out

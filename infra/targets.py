@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from infra.home import Home
+from streaming.metrics import Metrics
 
 _EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 - nobody is to listen there for it
 
@@ -67,6 +68,23 @@ def announced(home: Home, target: Target) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def telling(
+    config: MetricsConfig, home: Home, process: str, rank: int = 0
+) -> Iterator[Metrics | None]:
+    """What a process without an HTTP interface tells others, who find it for as long as the block
+    lasts; None if it is to tell nothing.
+    """
+    if not config.enabled:
+        yield None
+        return
+    metrics = Metrics(process=True)
+    with metrics.served(config.host) as port:
+        address = config.address(config.host, port)
+        with announced(home, Target(process, rank, address)):
+            yield metrics
 
 
 def targets(home: Home) -> list[Target]:

@@ -199,7 +199,7 @@ class _TrainerLoopMetrics(LoopMetrics):
     def turned(self, turn: Turn) -> None:
         super().turned(turn)
         trainer = getattr(turn.step, "trainer", turn.step)  # a leader has one
-        self._trainer.told(trainer, turn.records, turn.outputs, turn.done_s)
+        self._trainer.told(trainer, turn.records, turn.outputs, turn.done_s, turn.appends)
 
 
 def _traced(recipe: Recipe, process: str, observer: LoopObserver | None) -> LoopObserver | None:

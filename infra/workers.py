@@ -11,15 +11,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infra.home import Home
 from infra.logs import log_to_file
 from infra.recipe import Recipe
-from infra.targets import Target, announced
+from infra.targets import telling
 from infra.tracing import open_tracing
 from infra.wiring import LOOPS, trainer_rank
 from streaming.errors import Fenced, HeadraceError
@@ -65,7 +64,7 @@ class Worker:
         log = open_log(self._home.log_url)
         logger.info("the %s is process %d", self._name, os.getpid())
         try:
-            with self._telling() as metrics:
+            with telling(self._recipe.metrics, self._home, self._role, self._rank) as metrics:
                 self._loop(log, meeting, metrics).run(self._stopping)
             logger.info("the %s has stopped, with a cut", self._name)
         except Fenced:
@@ -86,19 +85,6 @@ class Worker:
     def stop(self) -> None:
         """Asks `run` to end after its turn, with a cut."""
         self._stopping.set()
-
-    @contextmanager
-    def _telling(self) -> Iterator[Metrics | None]:
-        """What the loop tells others as long as the block lasts; None if it is to tell nothing."""
-        config = self._recipe.metrics
-        if not config.enabled:
-            yield None
-            return
-        metrics = Metrics(process=True)
-        with metrics.served(config.host) as port:
-            target = Target(self._role, self._rank, config.address(config.host, port))
-            with announced(self._home, target):
-                yield metrics
 
     def _loop(self, log: Log, meeting: tuple[str, int] | None, metrics: Metrics | None) -> Any:
         if meeting is None:

@@ -121,6 +121,8 @@ class Visit:
             user.details,
             Moments(_and_none(user.searched.ids), user.searched.at_us),
             Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
+            np.repeat(user.at_us, 2),
+            np.repeat(user.scenarios, 2),
         )
 
     def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:

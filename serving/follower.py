@@ -2,7 +2,8 @@
 
 What it does next is always a *plan*: the chain of known versions that leads furthest from what is
 served: the deltas that continue it, or else a newer snapshot and what follows that, for a delta
-costs by its rows and a snapshot by those of all. What cannot be read, or the replica refuses, is in
+costs by its rows and a snapshot by those of all. Deltas that the store has removed since, as it
+does after some snapshots, are asked for last. What cannot be read, or the replica refuses, is in
 no plan; so a gap, a damaged shard and a new lineage are all healed by the same rule, and what is
 served goes on being served meanwhile.
 
@@ -26,7 +27,7 @@ from streaming.artefact_store import StoreAway
 from streaming.errors import ArtefactError
 from streaming.log import VERSIONS, Log, Record, TopicPartition
 from trainers.compaction import compact_chain, rows_in
-from trainers.version_store import VersionStore
+from trainers.version_store import SNAPSHOTS_KEPT, VersionStore
 from trainers.versions import Version, VersionInfo, is_doorbell, read_announcement
 
 logger = logging.getLogger(__name__)
@@ -213,7 +214,8 @@ class Follower:
             return []
         if served is not None:
             deltas = _chain(served, _following(self._usable(now)))
-            if name in (names := [delta.name for delta in deltas]):
+            names = [delta.name for delta in deltas]
+            if name in names and not self._are_gone(deltas):
                 return deltas[: names.index(name) + 1]
         try:
             chain = self._store.chain(name)
@@ -233,10 +235,23 @@ class Follower:
         starts = [i for i in reversed(usable) if i.base is None and self._is_ahead(i, served)]
         plans = [[start, *_chain(start, following)] for start in starts]
         if served is not None:
-            plans.insert(0, _chain(served, following))
+            deltas = _chain(served, following)
+            plans.insert(len(plans) if self._are_gone(deltas) else 0, deltas)
         ways = [way for way in map(_to_a_good_one, plans) if way]
         # Of those that lead equally far it is the first.
         return max(ways, key=lambda p: (self._lineages[p[-1].lineage], p[-1].number), default=[])
+
+    def _are_gone(self, deltas: Sequence[VersionInfo]) -> bool:
+        """Whether the store keeps the first of these deltas no more, or not for long."""
+        newer = {
+            info.number
+            for info in self._known.values()
+            if deltas
+            and info.base is None
+            and info.lineage == deltas[0].lineage
+            and info.number > deltas[0].number
+        }
+        return len(newer) >= SNAPSHOTS_KEPT
 
     def _usable(self, now: float) -> list[VersionInfo]:
         """What is known and not passed over, in the order of announcement."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -184,7 +185,7 @@ class Recommender:
         user = stable_id(wanted.user_id)
         arms = self._arms(user, wanted.scenario)
         read = self._read(user, work)
-        users = known_user(user, read)
+        users = known_user(user, read, time.time_ns() // 1_000, wanted.scenario)
         history = users.history.values
         excluded = stable_ids(wanted.excluded)
         hidden = excluded if wanted.seen else np.concatenate([history, excluded])

@@ -7,7 +7,7 @@ against items any number of times, by their vectors alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from features.batch import Ids, Jagged, Users
+from features.batch import Ids, Items, Jagged, Users
 from serving.candidate_kernels import places_shown
 from serving.index import BEST, IndexConfig, ItemIndex, Subset
 from serving.inverted_lists import Arriving, ListTraining
 from streaming.cuts import GONE
 from trainers.arrays import column_matrix, table_tensors
+from trainers.descriptions import Descriptions, described_items
 from trainers.models import Retriever, create
 from trainers.versions import Version, VersionInfo
 
@@ -49,13 +50,15 @@ class RowChanges:
 class Changes:
     """What a version brings, out of its shards: read once, then laid over one copy after another.
 
-    RowChanges and dense arrays are absolute values.
+    RowChanges and dense arrays are absolute values. `items` is what describes the items whose
+    vectors it brings; None if its model does not read that.
     """
 
     info: VersionInfo
     tables: Mapping[str, RowChanges]
     vectors: RowChanges
     dense: Mapping[str, torch.Tensor]
+    items: Items | None = None
 
     @cached_property
     def arriving(self) -> Arriving:
@@ -78,7 +81,10 @@ class Changes:
         for name, tensor in dense.items():
             if not torch.isfinite(tensor).all():
                 raise Unfit(f"there are numbers in {name!r} that are not finite")
-        return Changes(version.info, tables, _read_rows(version, "vectors"), dense)
+        vectors = _read_rows(version, "vectors")
+        shard = _shard(version, "vectors")
+        items = described_items(shard) if "tokens" in shard.column_names else None
+        return Changes(version.info, tables, vectors, dense, items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,7 @@ class ServedModel:
         self._dense: dict[str, torch.Tensor] = self.model.state_dict()  # the very parameters
         self._training = training or ListTraining()
         self._index = ItemIndex(self.model.width, config, self._training)
+        self._descriptions = Descriptions()  # for a model that reads what describes histories
 
     def __len__(self) -> int:
         return len(self._index)
@@ -154,6 +161,8 @@ class ServedModel:
     @torch.inference_mode()
     def ask(self, users: Users) -> list[Asked]:
         """What it makes of each user."""
+        if self._retriever.describes:
+            users = replace(users, described=self._descriptions.describe(users.history.values))
         queries: Floats32 = self._retriever.query(users).cpu().numpy()  # (B, K, d)
         return [Asked(one, self._index) for one in queries]
 
@@ -208,6 +217,8 @@ class ServedModel:
         for name in sorted(changes.dense.keys() | self._dense.keys()):
             shape, own = _shape(changes.dense, name), _shape(self._dense, name)
             _check_same(f"sizes of dense {name!r}", shape, own)
+        if self._retriever.describes and changes.items is None:
+            raise Unfit("it does not say what describes its items")
 
     def lay(self, changes: Changes) -> None:
         """Lays what a version brings over this copy; costs in proportion to its rows.
@@ -222,6 +233,8 @@ class ServedModel:
             self._dense[name].copy_(tensor)  # in place
         self._index.remove(changes.vectors.gone)
         self._index.upsert(changes.vectors.ids, changes.arriving)
+        if changes.items is not None:
+            self._descriptions.add(changes.items)
         self.info = changes.info
 
     def probe(self) -> None:
@@ -260,6 +273,7 @@ class ServedModel:
         for name, tensor in self._dense.items():
             other._dense[name].copy_(tensor)
         other._index = self._index.twin()
+        other._descriptions = self._descriptions.copy()
         return other
 
 

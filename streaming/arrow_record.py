@@ -8,6 +8,7 @@ import pyarrow as pa
 from pyarrow import types
 
 STREAM_STARTS = b"\xff\xff\xff\xff"  # the bytes that no JSON begins with
+_STREAM_ENDS = STREAM_STARTS + bytes(4)
 MOST_ROWS = 1_000_000  # a few bytes can claim any number of rows
 # For so few bytes other threads take longer: to compress a column many times as long.
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
@@ -53,6 +54,8 @@ def read_batch(value: bytes) -> pa.RecordBatch:
                 batch.validate(full=True)
                 batches.append(batch)
             if not batches:
+                if not value.endswith(_STREAM_ENDS):
+                    raise ValueError("ends before its first batch")
                 return pa.RecordBatch.from_pylist([], schema=reader.schema)
             return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
     except (pa.ArrowException, OSError) as error:

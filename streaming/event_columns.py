@@ -150,6 +150,11 @@ def scenario_codes(scenarios: Sequence[str]) -> NDArray[np.int32]:
     return codes(stable_ids(scenarios))
 
 
+def field_codes(fields: Sequence[str]) -> NDArray[np.int32]:
+    """The same not negative number for a field of descriptions in every process, shape (n,)."""
+    return codes(stable_ids(fields))
+
+
 def codes(ids: Ids) -> NDArray[np.int32]:
     """Half of a stable id, its upper 31 bits, shape (n,); of NONE it is NONE.
 

@@ -29,6 +29,7 @@ from streaming.event_columns import (
     Ids,
     Searches,
     event_columns,
+    field_codes,
 )
 from streaming.event_order import EventOrder, Ordered, encode_tick
 from streaming.events import EventRules
@@ -358,10 +359,11 @@ class Joiner:
         self, items: pa.RecordBatch, events: EventColumns, rows: Ids
     ) -> pa.RecordBatch:
         """The `item` events as rows without a user."""
-        tokens = [
-            item_tokens(json.loads(text or "{}"), self._config.token_fields)
-            for text in items["attributes"].to_pylist()
-        ]
+        described = [json.loads(text or "{}") for text in items["attributes"].to_pylist()]
+        names = self._config.token_fields
+        codes = field_codes(names).tolist()
+        tokens = [item_tokens(one, names) for one in described]
+        fields = [_item_fields(one, names, codes) for one in described]
         return _columns(
             self._schema,
             len(rows),
@@ -369,6 +371,7 @@ class Joiner:
             at=items["at"],
             kind=items["kind"],
             item_tokens=pa.array(tokens, self._schema.field("item_tokens").type),
+            item_fields=pa.array(fields, self._schema.field("item_fields").type),
             logged_us=pa.array(events.logged_us[rows]),
         )
 
@@ -413,12 +416,21 @@ def _served(events: pa.RecordBatch, impressions: NDArray[np.bool_]) -> _Served:
 
 def item_tokens(attributes: dict[str, object], fields: Sequence[str]) -> list[int]:
     """What describes an item: the stable id of "field=value" for each value of the fields."""
-    tokens = []
-    for name in fields:
-        value = attributes.get(name)
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        tokens += [stable_id(f"{name}={one}") for one in values]
-    return tokens
+    return [
+        stable_id(f"{name}={one}") for name in fields for one in _values_of(attributes.get(name))
+    ]
+
+
+def _item_fields(
+    attributes: dict[str, object], fields: Sequence[str], codes: Sequence[int]
+) -> list[int]:
+    """The code of the field of each of the `item_tokens`."""
+    each = zip(fields, codes, strict=True)
+    return [code for name, code in each for _ in _values_of(attributes.get(name))]
+
+
+def _values_of(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _numbers(texts: Sequence[str], known: dict[str, int]) -> Ids:

@@ -94,7 +94,7 @@ class Incremental(Step, Protocol):
 class Turn(NamedTuple):
     """One pass through the commit order: what was dealt with, and how long each part took.
 
-    `done_s` is when it was committed, as a Unix time.
+    `done_s` is when it was committed, as a Unix time; `appends` is what went into the log then.
     """
 
     step: Any
@@ -105,6 +105,7 @@ class Turn(NamedTuple):
     step_s: float
     execute_s: float
     commit_s: float
+    appends: Sequence[Append] = ()
 
 
 class LoopObserver(Protocol):
@@ -261,7 +262,8 @@ class Loop(Generic[S]):
         committed = time.perf_counter()
         self._reached(4)
         parts_s = (read_s, stepped - begun, executed - stepped, committed - executed)
-        self._observer.turned(Turn(self.step, records, outputs, self._clock(), *parts_s))
+        turn = Turn(self.step, records, outputs, self._clock(), *parts_s, appends)
+        self._observer.turned(turn)
         if self._clock() >= self._cut_due and self._writing is None:
             begun = time.perf_counter()
             self._begin_cut()

@@ -27,6 +27,8 @@ SAMPLE_SCHEMA = pa.schema(
         ("position", pa.int32()),
         # What describes the item, each as the stable id of "field=value"; for declarations.
         ("item_tokens", pa.list_(pa.field("item", pa.int64(), nullable=False))),
+        # Of each of them the code of its field (`event_columns.field_codes`).
+        ("item_fields", pa.list_(pa.field("item", pa.int32(), nullable=False))),
         # How much an action pleased, 0 to 1: the weight of a retrieval loss; null = no action.
         ("reward", pa.float32()),
         ("label_liked", pa.bool_()),  # null = not known

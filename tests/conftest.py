@@ -33,6 +33,7 @@ LONGEST = (
     "integration/test_daily_home.py",
     "recovery/test_group_kills.py",
     "browser/test_dashboard.py",
+    "browser/test_dashboard_live.py",
     "browser/test_playground.py",
 )
 

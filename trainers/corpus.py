@@ -12,8 +12,8 @@ from torch import Tensor
 
 from features.batch import Ids, Items, Jagged
 from streaming.cuts import KEYED
-from streaming.id_map import IdMap
 from trainers.arrays import column_matrix, matrix_column
+from trainers.descriptions import Descriptions, described_items, description_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,7 @@ class Corpus:
     """
 
     def __init__(self, width: int) -> None:
-        self._map = IdMap()
-        self._tokens: list[NDArray[np.int64]] = []
+        self._known = Descriptions()
         self._vectors = torch.zeros(1024, width)
         self._refreshed = np.zeros(1024, np.int64)
         self._counts = np.zeros(1024, np.float64)
@@ -43,12 +42,12 @@ class Corpus:
         self.clock = 0
 
     def __len__(self) -> int:
-        return len(self._map)
+        return len(self._known)
 
     @property
     def ids(self) -> Ids:
         """(n,), the id of the item at every place; only to be read, and only now."""
-        return self._map.ids
+        return self._known.ids
 
     @property
     def vectors(self) -> Tensor:
@@ -62,33 +61,27 @@ class Corpus:
 
     def find(self, ids: Ids) -> Ids:
         """The place of each item, -1 for one that is not in the corpus."""
-        return self._map.find(ids)
+        return self._known.find(ids)
 
     def add(self, items: Items) -> Ids:
         """Adds items, or replaces what describes them; returns their places."""
-        known = self._map.find(items.ids)
-        fresh = items.ids[known < 0]
-        self._reserve(len(self) + fresh.size)
-        self._map.add(fresh)
-        self._tokens += [np.empty(0, np.int64)] * fresh.size
-        places = self._map.find(items.ids)
-        bounds = items.tokens.offsets
-        for i, place in enumerate(places.tolist()):
-            self._tokens[place] = items.tokens.values[bounds[i] : bounds[i + 1]]
+        places = self._known.add(items)
+        self._reserve(len(self))
         return places
 
     def add_unseen(self, ids: Ids) -> None:
         """Adds those of the distinct ids that are not there, with nothing to describe them."""
-        unseen = ids[self._map.find(ids) < 0]
+        unseen = ids[self._known.find(ids) < 0]
         nothing = Jagged.of(np.empty(0, np.int64), np.zeros(unseen.size, np.int64))
         self.add(Items(unseen, nothing))
 
     def items(self, places: Ids) -> Items:
         """What the model reads of the items at these places."""
-        tokens = [self._tokens[place] for place in places.tolist()]
-        lengths = np.array([t.size for t in tokens], np.int64)
-        values = np.concatenate(tokens) if tokens else np.empty(0, np.int64)
-        return Items(self._map.ids[places], Jagged.of(values, lengths))
+        return self._known.items(places)
+
+    def describe(self, ids: Ids) -> Items:
+        """What describes those of the ids that are known, each once, sorted by id."""
+        return self._known.describe(ids)
 
     def next_slice(self, size: int) -> Ids:
         """The next places in turn whose vectors are to be refreshed."""
@@ -118,7 +111,7 @@ class Corpus:
     def refreshed_since(self, clock: int) -> Vectors:
         """The vectors that were set after that clock; 0 gives all of them."""
         places = np.flatnonzero(self._refreshed[: len(self)] > clock)
-        return Vectors(self._map.ids[places], self._vectors[torch.from_numpy(places)].numpy())
+        return Vectors(self._known.ids[places], self._vectors[torch.from_numpy(places)].numpy())
 
     def table(self, since: int = -1) -> pa.Table:
         """All of the state by id, or what changed after the clock `since`.
@@ -127,13 +120,13 @@ class Corpus:
         """
         whole = since < self._rescaled
         places = np.flatnonzero(self._refreshed[: len(self)] > (-1 if whole else since))
-        places = places[np.argsort(self._map.ids[places])]
-        tokens = self.items(places).tokens
+        places = places[np.argsort(self._known.ids[places])]
+        items = self.items(places)
         return pa.table(
             {
-                "id": self._map.ids[places],
+                "id": self._known.ids[places],
                 "place": places,
-                "tokens": tokens.column(),
+                **description_columns(items),
                 "vector": matrix_column(self._vectors[torch.from_numpy(places)].numpy()),
                 "refreshed": self._refreshed[places],
                 "count": self._counts[places],
@@ -150,12 +143,8 @@ class Corpus:
     def restore(self, table: pa.Table) -> None:
         """Takes the state that `table` gave; the corpus must be empty."""
         table = table.sort_by("place").combine_chunks()
-        ids = table["id"].to_numpy()
-        count = ids.size
-        self._reserve(count)
-        self._map.add(ids)
-        tokens = Jagged.from_column(table["tokens"])
-        self._tokens = np.split(tokens.values, tokens.offsets[1:-1]) if count else []
+        count = table.num_rows
+        self.add(described_items(table))
         self._vectors[:count] = torch.from_numpy(column_matrix(table["vector"]).copy())
         self._refreshed[:count] = table["refreshed"].to_numpy()
         self._counts[:count] = table["count"].to_numpy()

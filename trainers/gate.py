@@ -9,7 +9,9 @@ What is compared is the *gain*: by how many bits the rank of a liked item is bet
 that it has by popularity, `log2((2 + popularity's) / (2 + the model's))`. Some days, users and
 items are harder than others, for both alike, and recall falls by half without anybody's fault. New
 users are harder for the model alone, so users are compared with those of about as many actions
-(direct standardisation). And samples of one user are no independent evidence, for some come in
+(direct standardisation). And what is served becomes popular by it: where popularity alone has got
+better the gain falls too, so the model's own ranks, `-log2(2 + the model's)`, must have fallen
+beside it. And samples of one user are no independent evidence, for some come in
 hundreds: what counts is how many *users* have been heard, and each says one thing, his mean gain.
 
 Beside that a version is held whose numbers cannot be right: one is not finite, or those of a table
@@ -73,12 +75,14 @@ class GateConfig:
 class Comparison:
     """The newest users against those before, each with those who had acted about as often.
 
-    `newest` and `before` (4, 6) are sums by how often: of users their weights, gains, squares of
+    `newest` and `before` (4, 8) are sums by how often: of users their weights, gains, squares of
     these, squared weights; then the hits that the model predicted and those that there were, of the
-    tests in which it was asked to predict. They are additive over users, and so over ranks.
+    tests in which it was asked to predict; then the model's own ranks and squares of these. They
+    are additive over users, and so over ranks.
 
     `gain` and `gain_before` are means over users, in bits, the latter as if as many of each kind
-    had come before as come now; `error` is the standard error of their difference.
+    had come before as come now; `error` is the standard error of their difference. `own_fall` is by
+    how many bits the model's own ranks are worse now, `own_error` its standard error.
     """
 
     def __init__(self, newest: Sums, before: Sums) -> None:
@@ -87,10 +91,17 @@ class Comparison:
         known = (self.users_before >= _SOME) & (newest[:, 0] > 0)
         self.users = float(newest[known, 0].sum())
         share = newest[known, 0] / max(self.users, 1.0)
-        self.gain = float(share @ _means(newest[known])) if self.users else math.nan
-        self.gain_before = float(share @ _means(before[known])) if self.users else math.nan
-        variances = _variances(newest[known]) + _variances(before[known])
-        self.error = math.sqrt(float(share**2 @ variances))
+        now, then = newest[known], before[known]
+        self.gain = float(share @ _means(now)) if self.users else math.nan
+        self.gain_before = float(share @ _means(then)) if self.users else math.nan
+        self.error = math.sqrt(float(share**2 @ (_variances(now) + _variances(then))))
+        now, then = now[:, _OWN], then[:, _OWN]
+        self.own_fall = float(share @ (_means(then) - _means(now)))
+        self.own_error = math.sqrt(float(share**2 @ (_variances(now) + _variances(then))))
+
+    def least(self, share: float, chances: float) -> float:
+        """The least gain, in bits: it may fall by a share of what it was and so many errors."""
+        return self.gain_before - share * abs(self.gain_before) - chances * self.error
 
     def is_enough(self, users: int) -> bool:
         """Whether so many have been heard on both sides, and most of the newest can be compared."""
@@ -134,10 +145,12 @@ def _variances(sums: Sums) -> Sums:
 
 
 _KINDS = np.array([1, 5, 20])  # of users, by how many actions of theirs were known
-_SUMS = (len(_KINDS) + 1, 6)
+_SUMS = (len(_KINDS) + 1, 8)
+_OWN = [0, 6, 7, 3]  # of these the weights, own ranks, their squares, and squared weights
 _BLOCK = 64  # users: one who comes again later is another witness
 _RECENT = 4  # blocks that must be good for it to open
-_User = list[float]  # kind, tests, gains, predicted hits, hits where they were predicted
+# Kind, tests, gains, predicted hits, hits where they were predicted, and own ranks.
+_User = list[float]
 
 
 @dataclass(slots=True)
@@ -169,7 +182,7 @@ class Gate:
         self._blocks: deque[_Block] = deque()
         self._before: Sums = np.zeros(_SUMS)
         fade = 2.0 ** (-_BLOCK / config.memory)
-        self._fade = np.array([fade, fade, fade, fade**2, fade, fade])
+        self._fade = np.array([fade, fade, fade, fade**2, fade, fade, fade, fade])
         self._checked = 0
         self._good = 0
         self._held_since_us: int | None = None
@@ -185,8 +198,7 @@ class Gate:
         figures = compared.figures
         if compared.is_enough(self._config.enough):
             chances = 0.0 if self.holds else self._config.deviations
-            fall = self._config.fall * abs(compared.gain_before) + chances * compared.error
-            figures["gate_gain_least"] = compared.gain_before - fall
+            figures["gate_gain_least"] = compared.least(self._config.fall, chances)
         return figures
 
     @property
@@ -199,17 +211,19 @@ class Gate:
         step: int,
         users: NDArray[np.int64],
         actions: NDArray[np.int64],
-        gains: NDArray[np.float64],
+        ranks: NDArray[np.int64],
         hits: NDArray[np.bool_],
         predicted: NDArray[np.float64],
     ) -> None:
         """Takes what was tested in a step: of each item (n,) who liked it and how many actions of
-        his were known, its gain in bits, if it was found, and the chance that the model gave to
-        that, NaN where it was not asked.
+        his were known, its `ranks` (2, n) by the model and by popularity (0 = first), if it was
+        found, and the chance that the model gave to that, NaN where it was not asked.
         """
         kinds = np.searchsorted(_KINDS, actions, side="right")
-        columns = (users, kinds, gains, hits, predicted, ~np.isnan(predicted))
-        for user, kind, gain, hit, chance, asked in zip(
+        own, by_popularity = -np.log2(2.0 + ranks)
+        gains = own - by_popularity
+        columns = (users, kinds, gains, own, hits, predicted, ~np.isnan(predicted))
+        for user, kind, gain, bits, hit, chance, asked in zip(
             *(c.tolist() for c in columns), strict=True
         ):
             tally = self._users.get(user)
@@ -218,9 +232,10 @@ class Gate:
                     self._close_block()
                 if not self._users:
                     self._begun = step
-                tally = self._users[user] = [kind, 0.0, 0.0, 0.0, 0.0]
+                tally = self._users[user] = [kind, 0.0, 0.0, 0.0, 0.0, 0.0]
             tally[1] += 1.0
             tally[2] += gain
+            tally[5] += bits
             if asked:
                 tally[3] += chance
                 tally[4] += hit
@@ -244,7 +259,7 @@ class Gate:
         return self._config.mode != "off" and steps - self._checked >= self._config.check_every
 
     def sums(self) -> Sums:
-        """What this rank knows, (n, 4, 6): of the users before, of each of as many blocks as there
+        """What this rank knows, (n, 4, 8): of the users before, of each of as many blocks as there
         can be, and of the block that is not full.
         """
         sums = np.zeros((self._most_blocks + 2, *_SUMS))
@@ -303,12 +318,17 @@ class Gate:
         return Comparison(sums[-1 - blocks :].sum(0), sums[: -1 - blocks].sum(0))
 
     def _sureness(self, compared: Comparison) -> float:
-        """By how many standard errors the fall is larger than the share that is let pass."""
+        """By how many standard errors the fall is larger than the share that is let pass, and the
+        model's own ranks are worse.
+        """
         if not compared.is_enough(self._config.enough):
             return -math.inf
-        fall = compared.gain_before - compared.gain
-        over = fall - self._config.fall * abs(compared.gain_before)
-        return over / max(compared.error, 1e-9)
+        below = compared.least(self._config.fall, 0.0) - compared.gain
+        of_gain, of_own = (
+            below / max(compared.error, 1e-9),
+            compared.own_fall / max(compared.own_error, 1e-9),
+        )
+        return min(of_gain, of_own)
 
     def _quality(self, compared: Comparison, chances: float) -> _Fault | None:
         self._judged = np.stack([compared.newest, compared.before])
@@ -336,9 +356,9 @@ class Gate:
 
     def _sums_of_users(self) -> Sums:
         sums = np.zeros(_SUMS)
-        for kind, tests, gains, predicted, found in self._users.values():
-            gain = gains / tests
-            sums[int(kind)] += [1.0, gain, gain**2, 1.0, predicted, found]
+        for kind, tests, gains, predicted, found, own in self._users.values():
+            gain, bits = gains / tests, own / tests
+            sums[int(kind)] += [1.0, gain, gain**2, 1.0, predicted, found, bits, bits**2]
         return sums
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -347,7 +367,7 @@ class Gate:
         held_us = EMPTY if self._held_since_us is None else self._held_since_us
         return {
             "users": np.fromiter(self._users, np.int64, len(self._users)),
-            "tallies": np.array(list(self._users.values()), np.float64).reshape(-1, 5),
+            "tallies": np.array(list(self._users.values()), np.float64).reshape(-1, 6),
             "steps": np.array([*(block.step for block in self._blocks), self._begun]),
             "blocks": np.array([b.sums for b in self._blocks]).reshape(-1, *_SUMS),
             "before": self._before.copy(),

@@ -38,11 +38,15 @@ class NegativesConfig:
 
 
 class Candidates(NamedTuple):
-    """Places in the corpus: of the items to be learnt (C,), of the remembered (R,); and terms."""
+    """Places in the corpus: of the items to be learnt (C,), of the remembered (R,); and terms.
+
+    `drawn` (n,) are those of the C, by number, that were drawn uniformly from the corpus.
+    """
 
     places: Ids
     remembered: Ids
     sampling: Sampling
+    drawn: Ids
 
 
 class Negatives:
@@ -77,7 +81,7 @@ class Negatives:
         )
         kept = self._config.remembered
         self._past = np.concatenate([self._past, places])[-kept:] if kept else self._past
-        return Candidates(chosen, remembered, sampling)
+        return Candidates(chosen, remembered, sampling, np.searchsorted(chosen, np.unique(drawn)))
 
     def _inclusion(
         self, users: Ids, columns: Ids, size: int, frequency: Frequency

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from features.batch import Ids, Items, Jagged, Samples, read_declarations, read_samples
+from features.batch import Ids, Items, Jagged, Samples, Users, read_declarations, read_samples
 from streaming.artefact import Artefact
 from streaming.cuts import GONE
 from streaming.dead_letters import DeadLetter, encode_letter
@@ -38,6 +38,7 @@ from trainers.arrays import (
     tensors_table,
 )
 from trainers.corpus import Corpus
+from trainers.descriptions import description_columns
 from trainers.evaluation import RankingQuality, best_scores, corpus_ranks, predicted_hits
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.gate import Gate, GateConfig, Soundness, size_of
@@ -162,6 +163,8 @@ class Trainer:
             told = [_Told(*arrays) for arrays in self._peers.share(mine)]
         with self._timed("declare"):
             self._declare(told)
+            if samples is not None and self._retriever.describes:
+                samples = replace(samples, users=self._describe(samples.users))
         with self._timed("test"):
             if samples is not None:
                 self._test(samples)
@@ -295,6 +298,9 @@ class Trainer:
         if places:
             self._refresh(np.unique(np.concatenate(places)))
 
+    def _describe(self, users: Users) -> Users:
+        return replace(users, described=self.corpus.describe(users.history.values))
+
     @torch.no_grad()
     def _test(self, samples: Samples) -> None:
         """Scores what was liked, by the model and by popularity, as serving would have."""
@@ -313,12 +319,15 @@ class Trainer:
             quality.update(ranks[-1])
         if self.samples < self._config.gate.warm_up or self._config.gate.mode == "off":
             return
-        by_model, by_popularity = ranks
-        gains = np.log2((2.0 + by_popularity) / (2.0 + by_model))
-        hits = by_model < max(self._config.recall_at)
-        actions = np.diff(users.history.offsets)
-        predicted = self._predicted(scores, seen)
-        self.gate.observe(self.steps, users.ids, actions, gains, hits, predicted)
+        hits = ranks[0] < max(self._config.recall_at)
+        self.gate.observe(
+            self.steps,
+            users.ids,
+            np.diff(users.history.offsets),
+            np.minimum(ranks, len(self.corpus)),  # who is not there is no further behind
+            hits,
+            self._predicted(scores, seen),
+        )
 
     def _predicted(self, scores: NDArray[np.float32], seen: Jagged) -> NDArray[np.float64]:
         """The chance that each item (B,) is found, as the model says; NaN where not asked."""
@@ -432,6 +441,9 @@ class Trainer:
             self.corpus.vectors[torch.from_numpy(candidates.remembered)].to(self._config.device),
             candidates.sampling,
             torch.tensor(samples.rewards),
+            samples.item_ids,
+            candidates.drawn,
+            self.steps * self._peers.size + self._peers.rank,
         )
 
     @torch.no_grad()
@@ -509,12 +521,12 @@ class Trainer:
         """How large the numbers in shards are, of all ranks together."""
         names = [*(f"table-{name}" for name in self.tables), "vectors", "dense"]
         found = torch.zeros(len(names), 2, dtype=torch.float64)
+        weights = [tensor.detach().cpu().numpy() for tensor in self.model.state_dict().values()]
         for row, name in enumerate(names):
             shard = shards.get(shard_name(name, self._peers.rank))
-            if shard is not None and name == "dense":
-                found[row] = torch.from_numpy(size_of(w for w in table_arrays(shard).values()))
-            elif shard is not None:
-                found[row] = torch.from_numpy(size_of([column_matrix(shard["row"])]))
+            if shard is not None:
+                arrays = weights if name == "dense" else [column_matrix(shard["row"])]
+                found[row] = torch.from_numpy(size_of(arrays))
         self._peers.add_up([found])
         return dict(zip(names, found.numpy(), strict=True))
 
@@ -530,6 +542,10 @@ class Trainer:
         if self._peers.rank == 0:
             vectors = self.corpus.refreshed_since(since.corpus)
             shards["vectors"] = self._rows_table(vectors.ids, vectors.rows)
+            if self._retriever.describes:
+                items = self.corpus.items(self.corpus.find(vectors.ids))
+                for name, column in description_columns(items).items():
+                    shards["vectors"] = shards["vectors"].append_column(name, column)
             shards["dense"] = tensors_table(self.model.state_dict())
         return shards
 
@@ -606,8 +622,9 @@ class _Cursor:
 class _Told(NamedTuple):
     """What a rank tells of its record; nothing in any field if it has none."""
 
-    declared: Ids  # items that the record describes, by these tokens
+    declared: Ids  # items that the record describes, by these tokens of these fields
     tokens: Ids
+    fields: NDArray[np.int32]
     offsets: Ids
     taken: Ids  # the items of its samples, in their order
     at_us: Ids  # (1,), the newest of its samples
@@ -615,22 +632,23 @@ class _Told(NamedTuple):
 
     @property
     def items(self) -> Items:
-        return Items(self.declared, Jagged(self.tokens, self.offsets))
+        return Items(self.declared, Jagged(self.tokens, self.offsets), self.fields)
 
 
-_NOTHING = np.empty(0, np.int64)
+_NOTHING, _NO_FIELDS = np.empty(0, np.int64), np.empty(0, np.int32)
 
 
 def _read(record: Record | None) -> tuple[Samples | None, _Told]:
     """The samples of a record, None if it has none, and what the other ranks are told of it."""
     if record is None:
-        return None, _Told(*[_NOTHING] * len(_Told._fields))
+        return None, _Told(_NOTHING, _NOTHING, _NO_FIELDS, _NOTHING, _NOTHING, _NOTHING, _NOTHING)
     batch = decode_samples(record)
     items, samples = read_declarations(batch), read_samples(batch)
     has_samples = len(samples.item_ids) > 0
     told = _Told(
         items.ids,
         items.tokens.values,
+        items.fields,
         items.tokens.offsets,
         samples.item_ids,
         samples.at_us.max(keepdims=True) if has_samples else _NOTHING,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from streaming.log import Record
+from streaming.log import VERSIONS, Append, Record
 from streaming.loop_metrics import observe_age, some
 from streaming.metrics import Metrics
 from trainers.trainer import Trainer
-from trainers.versions import Version
+from trainers.versions import Version, VersionInfo, read_announcement
 
 _EVERY_S = 1.0  # at most, for what takes time to tell
 _BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
@@ -21,7 +21,7 @@ class TrainerMetrics:
     """The figures of the trainer of this process."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._told_s = 0.0
+        self._told_s = self._figures_s = 0.0
         self._trained = metrics.freshness("trained")
         self._published = metrics.freshness("published")
         self._samples = metrics.totals(
@@ -70,22 +70,34 @@ class TrainerMetrics:
         self._versions = _Versions(metrics)
 
     def told(
-        self, trainer: Trainer, records: Sequence[Record], outputs: Sequence[Any], now_s: float
+        self,
+        trainer: Trainer,
+        records: Sequence[Record],
+        outputs: Sequence[Any],
+        now_s: float,
+        appends: Sequence[Append] = (),
     ) -> None:
-        """Tells of a turn that is committed, in the thread of the loop."""
+        """Tells of a turn that is committed, in the thread of the loop.
+
+        A version is published when it is announced: where the store is away it waits till then.
+        """
         for record in some(records):
             observe_age(self._trained, record.logged_us, now_s)
-        if versions := [one for one in outputs if isinstance(one, Version)]:
-            learnt_us = versions[0].info.learnt_logged_us
+        versions = [one for one in outputs if isinstance(one, Version)]
+        if versions:
+            self._versions.made(versions, trainer)
+        if announced := [read_announcement(one) for one in appends if one.topic == VERSIONS]:
+            learnt_us = announced[0].learnt_logged_us
             if learnt_us is not None:
                 observe_age(self._published, learnt_us, now_s)
-            self._versions.told(versions, trainer, now_s)
+            self._versions.published(announced, now_s)
         if now_s - self._told_s >= _EVERY_S:
             self._told_s = now_s
             self._tell(trainer)
-            if versions:
-                for figure, value in versions[0].info.metrics.items():
-                    self._figures.labels(figure).set(value)
+        if versions and now_s - self._figures_s >= _EVERY_S:
+            self._figures_s = now_s
+            for figure, value in versions[0].info.metrics.items():
+                self._figures.labels(figure).set(value)
 
     def _tell(self, trainer: Trainer) -> None:
         self._samples.set(trainer.samples)
@@ -134,18 +146,24 @@ class _Versions:
             "headrace_gate_holds", "Whether the newest version is held back: 1 or 0."
         ).labels()
 
-    def told(self, versions: Sequence[Version], trainer: Trainer, now_s: float) -> None:
+    def made(self, versions: Sequence[Version], trainer: Trainer) -> None:
         info = versions[0].info
         for version in versions:
-            kind = "snapshot" if version.info.base is None else "delta"
-            self._published.labels(kind).inc()
-            shards = version.shards
+            kind, shards = _kind(version.info), version.shards
             self._bytes.labels(kind).observe(sum(t.nbytes for t in shards.values()))
             rows = sum(t.num_rows for name, t in shards.items() if name != "dense")
             self._rows.labels(kind).observe(rows)
-        self._at.set(now_s)
         self._holds.set(info.held is not None)
         if info.held is not None:
             self._held.labels(trainer.failed_check).inc()
         elif info.suspect is not None:
             self._suspect.labels(trainer.failed_check).inc()
+
+    def published(self, announced: Sequence[VersionInfo], now_s: float) -> None:
+        for info in announced:
+            self._published.labels(_kind(info)).inc()
+        self._at.set(now_s)
+
+
+def _kind(info: VersionInfo) -> str:
+    return "snapshot" if info.base is None else "delta"

@@ -33,6 +33,7 @@ _RANK = re.compile(r"@\d+")  # in the names of shards that a rank other than 0 h
 _CONTROL = "control.json"
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _HOUR_US = 3_600_000_000
+SNAPSHOTS_KEPT = 2  # of a lineage, the newest, with all that follows them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class VersionStore:
     def __init__(
         self,
         place: Path | Artefacts,
-        snapshots_kept: int = 2,
+        snapshots_kept: int = SNAPSHOTS_KEPT,
         hours_kept: int = 0,
         *,
         may_wait: bool = True,

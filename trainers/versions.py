@@ -88,7 +88,7 @@ def announcement(info: VersionInfo, size: int) -> Append:
     return Append(VERSIONS, value.encode(), info.model.encode())
 
 
-def read_announcement(record: Record) -> VersionInfo:
+def read_announcement(record: Record | Append) -> VersionInfo:
     """The version that a record of `versions` announces, which is no doorbell."""
     announced = json.loads(record.value)
     announced.pop("bytes", None)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.monitor.expressions import (
-    Age,
     Expression,
     Highest,
     Increase,
@@ -38,6 +37,7 @@ _FAST = 14.4
 _PLACE = ("group", "topic", "partition")
 _PROCESS = ("process", "rank")
 _OURS = {"process": "~.+"}
+_TRAINER = {"process": "trainer"}
 _REPLICA = ("process", "rank", "instance")
 
 
@@ -168,9 +168,10 @@ ALERTS: Sequence[Alert] = (
     Alert(
         "HeadraceNothingPublished",
         "critical",
-        (Age("headrace_version_published_timestamp_seconds") > 60)
-        & (Increase("headrace_trainer_steps_total", over_s=60) > 0),
-        "the trainer learns, but its last version is {value} s old: it cannot write new ones",
+        # A process that learns by day publishes when the day ends.
+        Moved("headrace_version_published_timestamp_seconds", where=_TRAINER, over_s=60).equals(0)
+        & (Increase("headrace_trainer_steps_total", where=_TRAINER, over_s=60) > 0),
+        "the trainer learns, and has published nothing for a minute: it cannot write new versions",
         for_s=10,
     ),
     Alert(

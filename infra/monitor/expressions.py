@@ -236,7 +236,10 @@ class Quantile(_OverTime):
 
 @dataclass(frozen=True)
 class Age(Last):
-    """Seconds since the time that a figure tells; of several figures, the youngest."""
+    """Seconds since the time that a figure tells; of several figures, the youngest.
+
+    It is never negative: who is asked may answer a little later than the time that is noted of it.
+    """
 
     summary: Summary = "max"
 
@@ -245,7 +248,7 @@ class Age(Last):
 
     def value(self, history: History, scale: float = 1.0) -> Vector:
         now = history.now
-        return {key: now - at for key, at in super().value(history, scale).items()}
+        return {key: max(now - at, 0.0) for key, at in super().value(history, scale).items()}
 
 
 def quantile(q: float, counts: Mapping[float, float]) -> float:

@@ -98,9 +98,10 @@ class Scraper:
         except (ValueError, IndexError):
             logger.warning("a line of %s cannot be read: %s", known.target.address, line[:200])
             return None
+        labels = known.labelled(labels)
         if not any(selection.takes(name, labels) for selection in self._wanted[name]):
             return None
-        return known.place(self._history, name, labels)
+        return self._history.add(name, labels)
 
 
 class _Known:
@@ -117,11 +118,12 @@ class _Known:
 
     def tell(self, history: History, name: str, labels: Mapping[str, str], value: float) -> None:
         if name not in self.rows:
-            self.rows[name] = self.place(history, name, labels)
+            self.rows[name] = history.add(name, self.labelled(labels))
         row = self.rows[name]
         if row is not None and not math.isnan(value):
             history.note(row, value)
 
-    def place(self, history: History, name: str, labels: Mapping[str, str]) -> int | None:
+    def labelled(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """The labels of a figure, and whose it is."""
         # What a process tells of another one is that one's (`honor_labels` of Prometheus).
-        return history.add(name, {**self._own, **labels})
+        return {**self._own, **labels}

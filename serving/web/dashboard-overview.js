@@ -120,7 +120,7 @@ function drawVersions(versions, status) {
   const entries = [
     ["Served", versionName(versions.served)],
     ["Candidate", versionName(versions.candidate)],
-    ["Last good", versionName(versions.last_good)],
+    ["Last good", versionName(versions.last_good ?? (versions.held ? null : versions.candidate))], // said only while one is held
     ["Pinned", versions.pinned ? versionName(versions.pinned) : el("span", { class: "soft" }, "no")],
     ["Held back", versions.held ? versionName(versions.held) : el("span", { class: "soft" }, "no")],
   ];

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -18,9 +16,10 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from starlette.types import ASGIApp
 
+from benchmarks._browser import Watched, read
 from benchmarks._monitor import DRIFTS, HELD, MOVIES, StillMonitor
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
@@ -35,18 +34,11 @@ from streaming.log import EVENTS, Record
 from streaming.metrics import Metrics
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-    "--disable-component-update", "--disable-sync", "--disable-quic",
-]  # fmt: skip
 PAGES = (
     "overview", "live", "streaming", "features", "trainers", "serving", "items", "quality", "gate",
     "dead-letters",
 )  # fmt: skip
 NASTY = "<img src=x onerror=\"document.title='hurt'\"><script>document.title='hurt'</script>&amp;"
-SIZES = {"ms": 1e-3, "µs": 1e-6, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
-BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 class NoFeatures:
@@ -99,17 +91,6 @@ def listening(app: ASGIApp, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        assert "HEADRACE_REQUIRE_BROWSER" not in os.environ, "Chromium is required and not there"
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def monitor() -> StillMonitor:
     return StillMonitor()
@@ -128,83 +109,10 @@ def address(service: Service) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/dashboard"
 
 
-class Watched:
-    """A page, what it complained of, and the newest JSON that it was given, by path."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.complaints: list[str] = []
-        self.answers: dict[str, Any] = {}
-        page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("response", self._note)
-
-    def _hear(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def _note(self, response: Any) -> None:
-        path = response.url.split("?")[0].partition("/v1/")[2]
-        if path.startswith("monitor") and response.status == 200:
-            self.answers[path] = response.json()
-
-    def told(self, where: str) -> Any:
-        """What stands at "monitor#freshness.0.p50_s" in the answers, once it has been noted."""
-        for _ in range(50):
-            try:
-                return told(self.answers, where)
-            except (KeyError, ValueError):
-                self.page.wait_for_timeout(100)
-        return told(self.answers, where)
-
-
-@pytest.fixture
-def watch(browser: Browser) -> Iterator[Callable[..., Watched]]:
-    """Opens pages; at the end none of them may have complained."""
-    opened: list[Watched] = []
-
-    def make(url: str, **options: Any) -> Watched:
-        watched = Watched(browser.new_page(**options))
-        opened.append(watched)
-        watched.page.goto(url)
-        return watched
-
-    yield make
-    complaints = [text for one in opened for text in one.complaints]
-    for one in opened:
-        one.page.context.close()
-    assert complaints == []
-
-
 def open_page(page: Page, name: str, query: str = "") -> None:
     page.evaluate("where => { location.hash = where }", f"{name}{query}")
     expect(page.locator("#pages a[aria-current]")).to_have_attribute("href", f"#{name}")
     expect(page.locator("#page .waiting")).to_have_count(0)
-
-
-def told(answers: dict[str, Any], where: str) -> Any:
-    """What stands at "monitor#freshness.0.p50_s" in the answers."""
-    path, _, keys = where.partition("#")
-    found = answers[path]
-    while keys:
-        if isinstance(found, list):
-            key, _, keys = keys.partition(".")
-            found = found[int(key)]
-        else:  # names may have dots and slashes in them
-            name = max((n for n in found if f"{keys}.".startswith(f"{n}.")), key=len)
-            found, keys = found[name], keys[len(name) + 1 :]
-    return found
-
-
-def read(text: str, unit: str) -> float:
-    """The number that people read, in the unit that the service told it in."""
-    digits, _, rest = text.replace(",", "").partition(" ")
-    number = re.fullmatch(r"(-?[\d.]+(?:e[+-]?\d+)?)([KMB]?)(?:/s|/min)?", digits)
-    assert number, text
-    value = float(number[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}[number[2]]
-    if unit in ("s", "ms"):
-        return value * SIZES[rest] * (1_000.0 if unit == "ms" else 1.0)
-    return value * BYTES[rest] if unit == "bytes" else value
 
 
 # A page as wide as a desk is served to all of these, in one system.
@@ -233,9 +141,7 @@ def test_every_number_on_the_page_is_that_of_the_service(
     }
     figures = page.locator("[data-figure]")
     expect(figures.nth(least.get(name, 3) - 1)).to_be_attached()
-    for shown in figures.evaluate_all(
-        "all => all.map(one => ({...one.dataset, text: one.textContent}))"
-    ):
+    for shown in watched.figures():
         value = watched.told(shown["figure"])
         if value is None:
             assert shown["text"] == "–", shown

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from benchmarks._browser import Watched
 from benchmarks._service import Service
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-    "--disable-component-update", "--disable-sync", "--disable-quic",
-]  # fmt: skip
 
 
 @pytest.fixture
-def page(running: Service) -> Iterator[Page]:
-    if CHROMIUM is None:
-        assert "HEADRACE_REQUIRE_BROWSER" not in os.environ, "Chromium is required and not there"
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("console", lambda m: _complain(m, complaints))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(running.url)
-        yield page
-        browser.close()
-    assert complaints == []
-
-
-def _complain(message: ConsoleMessage, complaints: list[str]) -> None:
-    if message.type in ("error", "warning"):
-        complaints.append(message.text)
+def page(running: Service, watch: Callable[..., Watched]) -> Page:
+    return watch(running.url).page
 
 
 def shown(page: Page) -> list[str | None]:

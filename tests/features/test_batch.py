@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from features.batch import Items, Jagged, Samples, Users, read_declarations, read_samples
 from features.definitions import SAMPLE_FEATURES, FeatureError
+from streaming.event_columns import field_codes, scenario_codes
 from streaming.samples import sample_schema
 
 SCHEMA = sample_schema((), SAMPLE_FEATURES)
@@ -28,7 +29,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         return {
             "user_id": None,
             "item_id": draw(st.integers(1, 4)),
-            "item_tokens": draw(LISTS),
+            "item_tokens": (tokens := draw(LISTS)),
+            "item_fields": tokens and [n % 2 for n in range(len(tokens))],
         }
     history = draw(LISTS)
     # None in all of them where an older release wrote the sample.
@@ -37,6 +39,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "user_id": draw(IDS),
         "item_id": draw(IDS),
+        "scenario": draw(st.sampled_from([None, "home", "cart"])),
         "history": history,
         "history_rewards": None if history is None else [n / 8 for n in range(len(history))],
         "history_kinds": told and [n % 3 for n in told],
@@ -102,6 +105,10 @@ def test_samples_are_those_that_a_loop_over_the_rows_finds(
     rewards = [reward for row in expected for reward in row["history_rewards"] or []]
     assert samples.users.rewards.tolist() == rewards
     assert len(samples.users.rewards) == len(samples.users.history.values)
+    assert samples.users.at_us.tolist() == [row["at"] for row in expected]
+    places = [row.get("scenario") for row in expected]
+    codes = [-1 if place is None else int(scenario_codes([place])[0]) for place in places]
+    assert samples.users.scenarios.tolist() == codes
     details = samples.users.details
     for name, found, absent in (
         ("history_kinds", details.kinds, -1),
@@ -126,6 +133,8 @@ def assert_same(one: Any, other: Any) -> None:
     if is_dataclass(one):
         for field in fields(one):
             assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif one is None:
+        assert other is None
     else:
         assert one.dtype == other.dtype
         assert one.tobytes() == other.tobytes()
@@ -161,6 +170,24 @@ def test_actions_that_are_chosen_keep_all_that_is_known_of_them(
     assert_same(kept.searched, users.searched)
 
 
+def test_items_and_histories_are_described_field_by_field() -> None:
+    shop, brand = field_codes(["shop", "brand"])
+    described = Items(
+        np.array([3, 5]), jagged([[30, 31, 32], [50]]), np.array([shop, brand, shop, brand])
+    )
+    assert lists(described.of_field(shop)) == [[30, 32], []]
+    assert lists(described.take(np.array([1, 0])).of_field(brand)) == [[50], [31]]
+    history = jagged([[5, 4, 3], [], [3]])
+    users = Users(np.arange(3), history, np.ones(4, np.float32), described=described)
+    assert lists(users.history_tokens(shop)) == [[], [], [30, 32], [30, 32]]
+    assert lists(users.history_tokens(brand)) == [[50], [], [31], [31]]
+    assert lists(users.take(np.array([2])).history_tokens(shop)) == [[30, 32]]
+    nothing = replace(users, described=Items(np.empty(0, np.int64), jagged([])))
+    assert lists(nothing.history_tokens(shop)) == [[]] * 4
+    with pytest.raises(ValueError, match="describes = True"):
+        replace(users, described=None).history_tokens(shop)
+
+
 def test_of_users_made_without_details_nothing_more_is_known() -> None:
     users = Users(np.array([1, 2]), jagged([[3], [4, 5]]), np.ones(3, np.float32))
     assert users.details.kinds.tolist() == [-1, -1, -1]
@@ -178,6 +205,8 @@ def test_the_last_declaration_of_an_item_counts(
             expected.pop(row["item_id"], None)
             expected[row["item_id"]] = row["item_tokens"] or []
     items = read_declarations(drawn[1])
+    told = [n % 2 for tokens in expected.values() for n in range(len(tokens))]
+    assert items.fields.tolist() == told
     assert items.ids.dtype == items.tokens.values.dtype == items.tokens.offsets.dtype == np.int64
     assert items.ids.tolist() == list(expected)
     assert lists(items.tokens) == list(expected.values())

@@ -46,8 +46,8 @@ def healthy(t: float) -> Figures:
     for partition in (0, 1):
         place = f'topic="events",partition="{partition}"'
         found[f"headrace_partition_end_records{{{place}}}"] = 20 * t + 2
-    found["headrace_version_published_timestamp_seconds"] = t - 0.2
-    found["headrace_trainer_steps_total"] = 5 * t
+    found['headrace_version_published_timestamp_seconds{process="trainer"}'] = t - 0.2
+    found['headrace_trainer_steps_total{process="trainer"}'] = 5 * t
     found["headrace_trainer_refused_total"] = 0
     for process in ("run", "serve"):
         replica = f'process="{process}",rank="0",instance="{process}:1"'
@@ -116,6 +116,14 @@ def _grows(part: str, rate: float) -> Callable[[Figures, float], None]:
     return change
 
 
+def _a_day_is_learnt(found: Figures, t: float) -> None:
+    """By a process of its own, and then there is no trainer."""
+    for name in [name for name in found if 'process="trainer"' in name]:
+        del found[name]
+    found['headrace_version_published_timestamp_seconds{process="daily"}'] = 0
+    found['headrace_trainer_steps_total{process="daily"}'] = 5 * t
+
+
 def _slow(found: Figures, t: float) -> None:
     """Versions come two seconds late, and the buckets below do not see them."""
     late = 4 * max(0.0, min(t, ENDS) - BEGINS)
@@ -150,6 +158,7 @@ CAUSES = {
     "the store of versions is away": Cause(
         {"HeadraceNothingPublished"}, _stops("published_timestamp")
     ),
+    "a day is learnt, and nothing published before it ends": Cause(set(), _a_day_is_learnt),
     "the gate closes": Cause({"HeadraceVersionHeld"}, _during("gate_holds", 1)),
     "a batch is not learnt": Cause({"HeadraceMicroBatchesRefused"}, _grows("refused_total", 0.01)),
     "a replica stands": Cause(

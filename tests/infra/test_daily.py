@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from infra.daily import GROUP, DailyTraining
 from infra.daily_progress import DailyReporter
 from infra.home import Home
 from infra.recipe import Recipe, load_recipe
+from infra.targets import targets
 from infra.wiring import archiver, joiner_loop
 from serving.follower import Follower
 from serving.replica import Replica
@@ -40,6 +42,7 @@ from streaming.dead_letters import Letters
 from streaming.errors import ArtefactError, ConfigError, LogError
 from streaming.events import encode_events
 from streaming.log import SAMPLES, VERSIONS, Log, Record, TopicPartition
+from streaming.metrics import parse
 from streaming.open_log import open_log
 from streaming.samples import decode_samples, encode_samples
 from streaming.sources.movielens import MovieLens
@@ -475,6 +478,30 @@ def test_beside_another_trainer_it_does_not_start(ask: Any, home: Home, command:
 def test_it_learns_beside_a_run_that_has_no_trainer(ask: Any, home: Home) -> None:
     with home.locked():
         assert "3 days learnt" in ask()
+
+
+def test_others_find_it_and_its_figures_while_it_works(
+    ask: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, told = Trainer.on_batch, []
+
+    def looked_at(trainer: Trainer, records: Any) -> Any:
+        (found,) = targets(home)
+        with urllib.request.urlopen(f"http://{found.address}/metrics", timeout=10) as answer:
+            figures = parse(answer.read().decode())
+        told.append((found.process, {(s.name, *s.labels.values()): s.value for s in figures}))
+        return learn(trainer, records)
+
+    monkeypatch.setattr(Trainer, "on_batch", looked_at)
+    ask()
+    assert {process for process, _ in told} == {"daily"}
+    (_, second), (_, last) = told[1], told[-1]
+    assert second["headrace_trainer_samples_total",] == 32
+    assert second["headrace_trainer_loss", "retrieval"] > 0
+    assert last["headrace_versions_published_total", "snapshot"] == 2  # the third day goes on
+    assert last["headrace_trainer_figure", "samples"] > 32
+    assert last["headrace_freshness_seconds_count", "trained"] == 0  # those were the days
+    assert targets(home) == []
 
 
 def test_a_write_of_the_archive_is_waited_for(

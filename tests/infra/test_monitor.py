@@ -175,6 +175,7 @@ def test_what_is_divided_by_nothing_is_not_known() -> None:
 
 def test_an_age_is_that_of_the_youngest() -> None:
     assert value(Age("at"), told({"at": [990]})) == 10
+    assert value(Age("at"), told({"at": [1_000.4]})) == 0  # told while it was asked
     assert Age("at").promql() == "time() - max(at)"
     assert (Age("at") > 5).promql() == "(time() - max(at)) > 5"
 

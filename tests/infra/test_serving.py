@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from infra.serving import Beginning, Serving, answering, one_more
 from infra.targets import Target, targets
 from infra.threads import Threads
 from infra.wiring import catalog_tail, version_store
+from serving.answers import Wanted
 from streaming.errors import ConfigError
 from streaming.events import encode_event, parse_event
 from streaming.log import Log
@@ -135,6 +137,32 @@ def test_it_is_found_and_says_which_version_it_serves_since_when(home: Home, log
         comes_true(lambda: value("headrace_replica_behind_seconds") == 0)
         assert 0 < time.time() - (value("headrace_version_served_timestamp_seconds") or 0) < 60
     assert targets(home) == []
+
+
+def test_the_first_answer_of_a_version_tells_its_age_if_it_comes_soon(
+    home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1_800_000_000.0
+    monkeypatch.setattr("infra.serving.time", SimpleNamespace(time=lambda: now_s))
+    with following(home) as (serving, _):
+        service, value = serving.service(serving.status), serving.metrics.registry.get_sample_value
+        for lineage, after_s, ages in (
+            ("soon", 0.9, [1.15]),
+            ("late", 1.1, [1.15]),
+            ("at once", 0.0, [1.15, 0.25]),
+        ):
+            now_s += 100.0
+            (version,) = Trainer(RECIPE.trainer, lineage).on_time(0)
+            learnt_us = int((now_s - 0.25) * 1e6)
+            info = replace(version.info, learnt_logged_us=learnt_us)
+            log.append(version_store(RECIPE, home).execute([replace(version, info=info)]))
+            comes_true(lambda: value("headrace_version_served_timestamp_seconds") == now_s)  # noqa: B023
+            now_s += after_s
+            for _ in range(2):
+                service.answered(service.recommender.recommend(Wanted("ada")))
+            told = "headrace_freshness_seconds"
+            assert value(f"{told}_count", {"hop": "answered"}) == len(ages)
+            assert value(f"{told}_sum", {"hop": "answered"}) == pytest.approx(sum(ages))
 
 
 def test_what_fails_in_a_thread_is_told_and_ends_the_others(home: Home) -> None:

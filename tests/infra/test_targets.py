@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import urllib.request
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from infra.home import Home
-from infra.targets import MetricsConfig, Target, announced, discovery, targets
+from infra.targets import MetricsConfig, Target, announced, discovery, targets, telling
+from streaming.metrics import parse
 
 TRAINER = Target("trainer", 1, "127.0.0.1:4000")
 
@@ -54,6 +56,22 @@ def test_one_that_is_killed_is_gone_at_once(home: Home, processes: ForkServerCon
     process.join()
     assert targets(home) == []
     assert list((home.path / "targets").iterdir()) == []  # nor is its file left behind
+
+
+def test_a_process_without_an_interface_tells_its_figures_where_it_is_found(home: Home) -> None:
+    with telling(MetricsConfig(), home, "daily", rank=2) as metrics:
+        assert metrics is not None
+        metrics.counter("headrace_doors_total", "Doors.").labels().inc(7)
+        (found,) = targets(home)
+        assert (found.process, found.rank) == ("daily", 2)
+        with urllib.request.urlopen(f"http://{found.address}/metrics", timeout=10) as answer:
+            figures = {one.name: one.value for one in parse(answer.read().decode())}
+        assert figures["headrace_doors_total"] == 7
+        assert figures["process_resident_memory_bytes"] > 0
+    assert targets(home) == []
+    with telling(MetricsConfig(enabled=False), home, "daily") as nothing:
+        assert nothing is None
+        assert targets(home) == []
 
 
 def test_it_says_what_prometheus_wants_to_hear() -> None:

@@ -16,7 +16,7 @@ import tomllib
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks._causes import Causes, Planting
+from benchmarks._causes import Causes, Planting, storm
+from benchmarks._object_store import BUCKET, object_store
 from benchmarks._service import Service, free_port, replica, service, toml
 from infra.grafana_panels import DASHBOARDS
 from infra.home import Home
@@ -37,12 +38,12 @@ from streaming.open_log import open_log
 from streaming.sources.population import PopulationConfig
 from streaming.sources.world import World, WorldConfig
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 IMPATIENCE = 0.03
 REPLAYED = 6_000
 PROCESSES = {"run", "joiner", "aggregator", "trainer", "serve"}
 # On a machine that is busy with other tests versions are late; and two seconds of a stranger's
-# visits are not distributed as the days before them. Each has its own tests.
+# visits are not distributed as the days before them. They count where they are waited for.
 ANY_TIME = {"HeadraceFreshnessSLO", "HeadraceDrift", "HeadraceQualityDrop"}
 
 
@@ -109,19 +110,53 @@ class Watched:
     another: Service
     causes: Causes
     prometheus: Prometheus
+    versions: Path  # where they are
 
     def built_in(self) -> set[str]:
         """The alerts that the monitor within finds."""
         return {alert["name"] for alert in self.running.get("/v1/monitor")["alerts"]}
 
+    def wait_until_replicas_have_the_newest_version(self) -> None:
+        """Returns when neither has anything to read from the store of versions."""
+
+        def have() -> bool:
+            asked = "/v1/recommend?user_id=ada&k=1&shown=false"
+            served = {one.get(asked)["version"] for one in (self.running, self.another)}
+            return served == {self.running.get("/v1/status")["version"]}
+
+        self.running.wait_for(lambda: self.running.caught_up() and have())
+
     def wait_until_both_find(self, alerts: set[str], timeout_s: float = 60) -> None:
         """Returns when these alerts are active for both, and none else."""
         until = time.monotonic() + timeout_s
+        ignored = ANY_TIME - alerts
         while True:
-            found = self.prometheus.firing() - ANY_TIME, self.built_in() - ANY_TIME
+            found = self.prometheus.firing() - ignored, self.built_in() - ignored
             if found == (alerts, alerts):
                 return
             assert time.monotonic() < until, f"Prometheus and the monitor found {found}"
+            time.sleep(0.3)
+
+    def wait_until_both_have_found(self, sentences: set[str], timeout_s: float = 60) -> None:
+        """Returns when each of these was said by both at a time: as an alert's name, or of it."""
+        until, left = time.monotonic() + timeout_s, set(sentences)
+        while left:
+            assert time.monotonic() < until, f"Prometheus and the monitor have not found {left}"
+            time.sleep(0.3)
+            firing = [
+                one for one in self.prometheus.get("alerts")["alerts"] if one["state"] == "firing"
+            ]
+            found = self.running.get("/v1/monitor")["alerts"]
+            said = {one["annotations"]["summary"] for one in firing} & {
+                one["sentence"] for one in found
+            }
+            left -= said | (self.prometheus.firing() & {one["name"] for one in found})
+
+    def wait_until_neither_finds(self, alerts: set[str], timeout_s: float = 60) -> None:
+        """Returns when none of these alerts is active."""
+        until = time.monotonic() + timeout_s
+        while found := (self.prometheus.firing() | self.built_in()) & alerts:
+            assert time.monotonic() < until, f"Prometheus or the monitor still find {found}"
             time.sleep(0.3)
 
 
@@ -133,21 +168,34 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     table["replay"] = {"limit": REPLAYED}
     labels = {"click": {"window_s": 3}, "like": {"window_s": 3, "after": "click"}}
     table["joiner"]["impressions"] = {"keep_negatives": 0.5, "labels": labels}
+    table["trainer"]["publish_every_s"] = 0.5  # into an object store, which takes some work
     table["trainer"]["snapshot_every"] = 5  # so that there is one to look back at
+    # Some hundred likes are enough to say that something is wrong with what is learnt.
+    table["trainer"]["gate"] = {
+        "warm_up": 300, "enough": 64, "users": 256, "memory": 512, "check_every": 2,
+        "good_to_free": 10, "growth": 20.0,
+    }  # fmt: skip
+    table["quality"] = {"tested_half_life": 50}
+    table["drift"] = {
+        "first": 200, "reference": 1_000, "now": 200, "enough": 400, "look_every": 50, "looks": 2,
+    }  # fmt: skip
     table["monitor"] = {"period_s": 0.5, "patience": IMPATIENCE}
-    file = home.path.with_name("home.toml")
-    file.write_text(toml(table))
     home.make()
     # One rank reads both partitions, of which one can be silent.
     open_log(home.log_url, partitions={EVENTS: 2, SAMPLES: 2}).close()
-    with service(home.path, None, str(file)) as running:
+    file, bucket = home.path.with_name("home.toml"), home.path.with_name("s3")
+    with ExitStack() as stack:
+        table["versions"] = stack.enter_context(object_store(bucket))
+        file.write_text(toml(table))
+        running = stack.enter_context(service(home.path, None, str(file)))
         running.wait_until_ready()
         folder, address = home.path.with_name("prometheus"), f"127.0.0.1:{running.port}"
         with replica(home.path) as another, prometheus(folder, address) as found:
             another.wait_until_ready()
             running.wait_for(running.caught_up)
             visit(running)
-            yield Watched(running, another, Causes(running, home.path, file), found)
+            causes = Causes(running, home.path, file)
+            yield Watched(running, another, causes, found, bucket / BUCKET)
 
 
 def visit(running: Service) -> None:
@@ -240,17 +288,25 @@ def test_every_panel_of_grafana_shows_something(watched: Watched) -> None:
 
 
 def test_what_is_wrong_with_data_is_found_and_ends(watched: Watched) -> None:
-    """Refused events, samples that are no numbers, features that are not what training got, and a
-    partition that gets nothing: all at once, as nobody else is there.
+    """Refused events, samples that are no numbers, features that are not what training got or that
+    cannot be read, a partition that gets nothing, a store of versions that is away, and more
+    questions than there are answers: all at once, as nobody else is there.
     """
+    watched.wait_until_replicas_have_the_newest_version()
     with Planting() as planting:
+        planting.take_away(watched.versions)
+        watched.causes.damage_features("damaged")
+        planting.often(lambda: storm(watched.another, "damaged"))
         planting.often(watched.causes.refused_events)
         planting.often(watched.causes.samples_that_are_no_numbers)
         planting.often(watched.causes.wrong_features)
         watched.wait_until_both_find(
             {
+                "HeadraceAnswersDegraded",
                 "HeadraceDeadLetters",
+                "HeadraceErrors",
                 "HeadraceMicroBatchesRefused",
+                "HeadraceNothingPublished",
                 "HeadraceFeatureSkew",
                 "HeadracePartitionSilent",
             }
@@ -283,3 +339,36 @@ def test_processes_that_stand_still_are_found_and_go_on(watched: Watched) -> Non
         assert {"trainer", "joiner", "serve"} <= down
     watched.wait_until_both_find(set())
     assert watched.prometheus.up() == dict.fromkeys(PROCESSES, True)
+
+
+def test_answers_that_come_late_to_know_are_found(watched: Watched) -> None:
+    watched.wait_until_neither_finds({"HeadraceFreshnessSLO"})
+    with Planting() as planting:
+        planting.often(watched.causes.held_up)
+        watched.wait_until_both_find({"HeadraceFreshnessSLO"})
+    watched.wait_until_neither_finds({"HeadraceFreshnessSLO"})
+
+
+def test_lies_are_found_and_end(watched: Watched) -> None:
+    """They are held back, so that what is served does not know what is popular now; and they come
+    from where nobody came from.
+    """
+    causes = watched.causes
+    found = {"HeadraceVersionHeld", "HeadraceQualityDrop"}
+
+    def scenario_drifts() -> bool:
+        columns = watched.running.get("/v1/monitor/drift")["features"]
+        return any(one["active"] for one in columns if one["feature"] == "scenario")
+
+    with Planting() as planting:
+        planting.often(causes.likes)
+        watched.running.wait_for(lambda: causes.tastes_are_known, timeout_s=60)
+        watched.wait_until_neither_finds(found)
+        watched.running.wait_for(lambda: not scenario_drifts(), timeout_s=60)
+    with Planting() as planting:
+        planting.often(causes.lies)
+        # What lasts becomes usual.
+        watched.wait_until_both_have_found(found | {"scenario is not distributed as it was"})
+    with Planting() as planting:
+        planting.often(causes.likes)
+        watched.wait_until_neither_finds(found)

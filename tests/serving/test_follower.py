@@ -663,6 +663,46 @@ def test_a_version_that_is_held_back_is_never_served_and_the_next_good_one_is(
     assert stage.refused == []
 
 
+def test_after_a_long_hold_no_delta_is_asked_for_that_is_gone(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = stage.follower()
+    stage.publish(*range(3))
+    follower.turn(0)
+    stage.publish(*range(3, 3 * EVERY), held="a2")
+    stage.publish(3 * EVERY)
+    assert not stage.shard("two_tower/a/3").exists()
+    follower.turn(0)
+    assert stage.serves == f"a{3 * EVERY}"
+    assert caplog.text == ""
+
+
+def test_nor_on_the_way_to_the_last_good_version(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = stage.follower()
+    stage.publish(*range(3))
+    follower.turn(0)
+    stage.publish(*range(3, 3 * EVERY + 2))
+    stage.publish(3 * EVERY + 2, held=f"a{3 * EVERY + 1}")
+    follower.turn(0)
+    assert stage.serves == f"a{3 * EVERY + 1}"
+    assert caplog.text == ""
+
+
+def test_deltas_that_are_still_there_lead_past_snapshots_that_cannot_be_read(stage: Stage) -> None:
+    stage.store = stage.read_from = VersionStore(stage.root, snapshots_kept=9)
+    follower = stage.follower()
+    stage.publish(*range(3))
+    follower.turn(0)
+    stage.publish(*range(3, 3 * EVERY + 1))
+    for number in range(EVERY, 3 * EVERY + 1, EVERY):
+        stage.shard(f"two_tower/a/{number}.whole").unlink()
+    follower.turn(0)
+    assert stage.serves == f"a{3 * EVERY}"
+    assert stage.loads == [2]
+
+
 def test_a_replica_goes_back_to_the_last_good_version(stage: Stage) -> None:
     follower = stage.follower()
     for number in range(EVERY + 3):

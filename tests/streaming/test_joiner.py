@@ -20,7 +20,7 @@ from features.definitions import SAMPLE_FEATURES
 from features.text import word_ids
 from streaming.artefact import Artefact, read_artefact, write_artefact
 from streaming.decode import decode_events
-from streaming.event_columns import NONE, scenario_codes
+from streaming.event_columns import NONE, field_codes, scenario_codes
 from streaming.events import EVENT_SCHEMA, EventRules, encode_events, event_batch, parse_event
 from streaming.ids import stable_id
 from streaming.impressions import ImpressionsConfig, Label
@@ -134,6 +134,7 @@ def test_a_sample_tells_who_what_when_and_what_came_of_it() -> None:
         "passed_over": [],
         "passed_over_at_us": [],
         "item_tokens": None,
+        "item_fields": None,
         "reward": 0.75,
         "label_liked": True,
         "negative_rate": None,
@@ -270,6 +271,8 @@ def test_an_item_event_declares_the_item_with_its_tokens() -> None:
     (row,) = rows(joiner(token_fields=("genres", "year")).on_batch(records([event])))
     tokens = ["genres=Action", "genres=Crime", "year=1995"]
     assert row["item_tokens"] == [stable_id(token) for token in tokens]
+    genres, year = field_codes(["genres", "year"])
+    assert row["item_fields"] == [genres, genres, year]
     assert (row["user_id"], row["item_id"], row["kind"]) == (None, stable_id("i"), "item")
     assert row["reward"] is row["label_liked"] is row["history"] is None
 
@@ -397,6 +400,7 @@ def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
         "passed_over": [],
         "passed_over_at_us": [],
         "item_tokens": None,
+        "item_fields": None,
         "negative_rate": 1.0,
         "served_score": 0.25,
         "served_version": stable_id("two_tower/a/3"),

@@ -84,6 +84,9 @@ def some_step(model: Any, users: int = 12, candidates: int = 30) -> RetrievalSte
             Jagged.of(np.empty(0, np.int64), np.zeros(users, np.int64)),
         ),
         torch.ones(users),
+        rng.integers(0, candidates, users),
+        np.arange(0, candidates, 3),
+        seed=1,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from features.batch import Items, Users
+from features.batch import Ids, Items, Users
 from streaming.errors import ConfigError
 from streaming.settings import fill
 from trainers.softmax import Sampling
@@ -29,7 +29,10 @@ class RetrievalStep:
 
     `remembered` (R, d) are vectors of items of recent steps, as they stood then: candidates that
     cost no gradient, behind the others. `sampling` and `weights` (B,) are those of
-    `trainers.softmax.sampled_softmax`, over C + R columns.
+    `trainers.softmax.sampled_softmax`, over C + R columns. `item_ids` (B,) are the samples' own
+    items, and `drawn` (n,) the numbers of the candidates that were drawn uniformly from the corpus.
+    All that a model draws it draws from `seed`, which is another one in every step: then the same
+    stream is learnt to the same bits, also after a restart.
     """
 
     users: Users
@@ -37,25 +40,32 @@ class RetrievalStep:
     remembered: Tensor
     sampling: Sampling
     weights: Tensor
+    item_ids: Ids
+    drawn: Ids
+    seed: int
 
 
 class Retriever(Protocol):
     """A model that puts users and items into one space: score = dot product.
 
     It is a `torch.nn.Module`; its dense parameters are learnt by the trainer's optimiser, the
-    rows of its `tables` by the tables themselves.
+    rows of its `tables` by the tables themselves. One that `describes` is given what describes the
+    items of histories (`Users.described`), in serving as in training. Of one that is not `unit`
+    vectors may have any length.
     """
 
     width: int
     temperature: float  # of the softmax over scores
     tables: Mapping[str, EmbeddingTable]
+    describes: bool
+    unit: bool
 
     def query(self, users: Users) -> Tensor:
-        """(B, K, d): K interests of each user, of unit length."""
+        """(B, K, d): K interests of each user, of unit length if `unit`."""
         ...
 
     def items(self, items: Items) -> Tensor:
-        """(N, d), of unit length."""
+        """(N, d), of unit length if `unit`."""
         ...
 
     def loss(self, step: RetrievalStep) -> Tensor:

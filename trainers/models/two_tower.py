@@ -28,6 +28,8 @@ _PLEASED = 0.5  # rewards of actions that pleased
 class TwoTower(nn.Module):
     """`query` reads user ids and histories, `items` reads item ids and tokens."""
 
+    describes, unit = False, True
+
     @dataclass(frozen=True)
     class Config:
         """`history` actions at most are read; a history item pleased if its reward >= .5.
