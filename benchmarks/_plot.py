@@ -1,4 +1,4 @@
-"""A small line plot as SVG, for the pictures that benchmarks leave in `docs/`."""
+"""Small line and bar plots as SVG, for the pictures that benchmarks leave in `docs/`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,40 @@ def line_plot(
         )
         x, y = place(xs[-1], ys[-1])
         parts.append(_text(x + 8, y + 4, name, f'fill="{colour}"'))
+    path.write_text("\n".join([*parts, "</svg>", ""]))
+
+
+def bar_plot(path: Path, title: str, series: Mapping[str, Mapping[str, float]]) -> None:
+    """Draws for every name of the first series a bar of each series that has it, the longest
+    first.
+    """
+    names = list(dict.fromkeys(name for one in series.values() for name in one))
+    of_first = next(iter(series.values()))
+    names.sort(key=lambda name: -of_first.get(name, 0.0))
+    thick, gap = 10, 8
+    row = gap + thick * len(series)
+    height, top = _TOP + 24 + row * len(names), max(max(one.values()) for one in series.values())
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
+        ' font-family="sans-serif" font-size="12" fill="#333">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
+        _text(8, 22, title, 'font-size="14" font-weight="bold"'),
+    ]
+    left, full = 130, _WIDTH - 200
+    for number, (label, values) in enumerate(series.items()):
+        colour = _COLOURS[number]
+        parts.append(_text(left + 150 * number, 40, label, f'fill="{colour}"'))
+        for place, name in enumerate(names):
+            y = _TOP + 16 + place * row + number * thick
+            if number == 0:
+                parts.append(_text(left - 6, y + row / 2, name, 'text-anchor="end"'))
+            if name in values:
+                length = full * values[name] / top
+                parts.append(
+                    f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{thick - 1}"'
+                    f' fill="{colour}"/>'
+                )
+                parts.append(_text(left + length + 4, y + 9, f"{values[name]:.3f}"))
     path.write_text("\n".join([*parts, "</svg>", ""]))
 
 

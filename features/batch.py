@@ -303,14 +303,19 @@ def read_users(rows: pa.RecordBatch) -> Users:
 
 
 def known_user(
-    user: int, row: Mapping[str, Any], at_us: int = 0, scenario: str | None = None
+    user: int,
+    row: Mapping[str, Any],
+    at_us: int = 0,
+    scenario: str | None = None,
+    words: Ids = _NO_TIMES,
 ) -> Users:
     """One user who asks now and here, with his features as the online store answers them for
-    USER_HISTORY.
+    USER_HISTORY; the words that he searches for now are his newest search.
     """
     sizes = np.array([len(row["items"])], np.int64)
     history = Jagged.of(np.array(row["items"], np.int64), sizes)
-    words = np.array(row["searched"], np.int64)
+    searched = np.concatenate([np.array(row["searched"], np.int64), words])
+    searched_at_us = np.array(row["searched_at_us"], np.int64)
     return Users(
         np.array([user], np.int64),
         history,
@@ -323,8 +328,8 @@ def known_user(
             np.array(row["values"], np.float32),
         ),
         Moments(
-            Jagged.of(words, np.array([len(words)], np.int64)),
-            np.array(row["searched_at_us"], np.int64),
+            Jagged.of(searched, np.array([len(searched)], np.int64)),
+            np.concatenate([searched_at_us, np.full(len(words), at_us)]),
         ),
         at_us=np.array([at_us], np.int64),
         scenarios=scenario_codes([scenario]) if scenario else np.full(1, NONE, np.int32),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from streaming.event_columns import (
 from streaming.rings import Lists, Rings
 
 _SEARCH = "search"
-_MOST_WORDS = 16  # of one search
+_MOST_WORDS = 16  # of one search, or of a text that describes an item
 _MOST_KINDS = 127  # so that a number of one fits into a byte
 
 
@@ -121,6 +122,11 @@ def searched_words(events: EventColumns) -> Searches:
     return Searches(rows, events.user_id[rows], moments)
 
 
+def words_of(search: str) -> Ids:
+    """The words of one search, as those of events are kept."""
+    return word_ids([search], _MOST_WORDS).values
+
+
 class Behaviour:
     """The histories of every user, in memory bounded by `users` times what is kept of one: 33
     bytes an action and 16 a word.
@@ -157,6 +163,11 @@ class Behaviour:
     def searches(self, events: EventColumns) -> Searches:
         """The words of the events that are searches."""
         return searched_words(events)
+
+    def words(self, texts: Sequence[str]) -> list[list[int]]:
+        """The words of each text, the first 16, by the ids that those of searches have."""
+        found = word_ids(texts, _MOST_WORDS)
+        return [found.values[i:j].tolist() for i, j in pairwise(found.offsets)]
 
     def observe(self, actions: Actions, searches: Searches, rows: Ids, users: Ids) -> Histories:
         """Takes what was done in order; answers with the histories of `users`, each as it was just

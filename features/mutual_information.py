@@ -57,7 +57,8 @@ class MutualInformation:
             )
         self.fields = tuple(fields)
         self._pairs = np.array(list(combinations(range(len(fields)), 2)), np.int64)
-        self._counts = np.zeros((len(self._pairs), buckets, buckets), np.int64)
+        # How often two values came together, (pairs, buckets, buckets): all of the state.
+        self.counts = np.zeros((len(self._pairs), buckets, buckets), np.int64)
         if state is not None:
             self._restore(state.shards["mutual_information"])
 
@@ -66,14 +67,14 @@ class MutualInformation:
 
         An item of several values in a field may be counted once for each, or by a hash of them all.
         """
-        _count(np.ascontiguousarray(values, np.int64), self._pairs, self._counts)
+        _count(np.ascontiguousarray(values, np.int64), self._pairs, self.counts)
 
     def get(self) -> Floats:
         """Mutual information in nats, (fields, fields), symmetric, never negative; the diagonal
         is 0.
         """
         found = np.zeros((len(self.fields), len(self.fields)))
-        for (i, j), counts in zip(self._pairs, self._counts, strict=True):
+        for (i, j), counts in zip(self._pairs, self.counts, strict=True):
             found[i, j] = found[j, i] = _information(counts)
         return found
 
@@ -89,31 +90,31 @@ class MutualInformation:
         Raises:
             ConfigError: the other counts other fields, or in other buckets.
         """
-        if other.fields != self.fields or other._counts.shape != self._counts.shape:
+        if other.fields != self.fields or other.counts.shape != self.counts.shape:
             raise ConfigError(
                 f"counts of {list(other.fields)} cannot be added to those of {list(self.fields)}:"
                 " give both the same fields and buckets"
             )
-        self._counts += other._counts
+        self.counts += other.counts
 
     def tables(self) -> dict[str, pa.Table]:
         """All of the state: the counts that are not zero, and where they lie."""
-        flat = self._counts.ravel()
+        flat = self.counts.ravel()
         places = np.flatnonzero(flat)
-        metadata = {"fields": "\n".join(self.fields), "buckets": str(self._counts.shape[1])}
+        metadata = {"fields": "\n".join(self.fields), "buckets": str(self.counts.shape[1])}
         table = pa.table({"place": pa.array(places), "count": pa.array(flat[places])})
         return {"mutual_information": table.replace_schema_metadata(metadata)}
 
     def _restore(self, table: pa.Table) -> None:
         metadata = {name.decode(): text.decode() for name, text in table.schema.metadata.items()}
-        expected = {"fields": "\n".join(self.fields), "buckets": str(self._counts.shape[1])}
+        expected = {"fields": "\n".join(self.fields), "buckets": str(self.counts.shape[1])}
         if metadata != expected:
             raise ConfigError(
                 f"mutual information was counted of {metadata['fields'].split()} in"
                 f" {metadata['buckets']} buckets, not of {list(self.fields)} in"
                 f" {expected['buckets']}: give the same, or start afresh"
             )
-        self._counts.ravel()[table["place"].to_numpy()] = table["count"].to_numpy()
+        self.counts.ravel()[table["place"].to_numpy()] = table["count"].to_numpy()
 
 
 def _information(counts: Ids) -> float:

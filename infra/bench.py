@@ -7,6 +7,10 @@ import json
 import os
 import pkgutil
 import platform
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from rich.table import Table
 
 import benchmarks
 from streaming.errors import ConfigError
+from streaming.settings import fill
 
 
 def list_benchmarks(console: Console) -> None:
@@ -25,21 +30,30 @@ def list_benchmarks(console: Console) -> None:
     console.print(table)
 
 
-def run_benchmark(name: str, console: Console, *, as_json: bool) -> bool:
+def run_benchmark(
+    name: str, console: Console, settings: Sequence[str] = (), *, as_json: bool
+) -> bool:
     """Runs one benchmark, prints its figures; whether every promise was kept.
 
     A benchmark is a module with `run(report) -> dict[str, float]`, which tells its progress to
     `report`, and `PROMISES`, a mapping from a figure's name to its (low, high) bounds. A promised
-    figure that could not be measured is a promise that was not kept.
+    figure that could not be measured is a promise that was not kept. One that can be set has a
+    `Config` beside `run(report, config)`; run with other settings than its own it promises only
+    what it measures then.
 
     Raises:
-        ConfigError: there is no benchmark of that name.
+        ConfigError: there is no benchmark of that name, or no such setting.
     """
     if name not in _names():
         raise ConfigError(f"benchmark {name!r} is not there; known are {', '.join(_names())}")
     module = _module(name)
-    figures: dict[str, float] = module.run(lambda line: console.print(line, highlight=False))
+    given = (_config(module, name, settings),) if settings else ()
+    figures: dict[str, float] = module.run(
+        lambda line: console.print(line, highlight=False, markup=False), *given
+    )
     promises: dict[str, tuple[float, float]] = module.PROMISES
+    if settings:
+        promises = {figure: bounds for figure, bounds in promises.items() if figure in figures}
     _show(name, figures, promises, console)
     missed = []
     for figure, (low, high) in promises.items():
@@ -54,6 +68,37 @@ def run_benchmark(name: str, console: Console, *, as_json: bool) -> bool:
     if as_json:
         print(json.dumps({"name": name, "machine": _machine(), "figures": figures}))  # noqa: T201
     return not missed
+
+
+def last_results(name: str) -> dict[str, Any]:
+    """What a benchmark that keeps its figures has found when it was last run as it is; nothing if
+    it was not.
+    """
+    path = Path(benchmarks.__file__).parent / "results" / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _config(module: Any, name: str, settings: Sequence[str]) -> Any:
+    """The benchmark's Config. Each setting is a line of TOML, `key=value`, in which text needs no
+    quotes; one without a key is the first of its settings.
+    """
+    if not hasattr(module, "Config"):
+        raise ConfigError(f"benchmark {name!r} has no settings")
+    first = fields(module.Config)[0].name
+    lines = [_line(*(one.split("=", 1) if "=" in one else (first, one))) for one in settings]
+    try:
+        table = tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{' '.join(settings)}: {error}") from None
+    return fill(module.Config, table, name)
+
+
+def _line(key: str, value: str) -> str:
+    try:
+        tomllib.loads(f"{key}={value}")
+    except tomllib.TOMLDecodeError:
+        return f"{key}={json.dumps(value)}"
+    return f"{key}={value}"
 
 
 def _show(

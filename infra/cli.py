@@ -21,6 +21,7 @@ from infra import (
     features_command,
     grafana_command,
     logs_command,
+    models_command,
     monitoring_command,
     replay_command,
     serve_command,
@@ -60,6 +61,7 @@ app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
 app.add_typer(features_command.features, name="features")
 app.command()(logs_command.logs)
+app.command()(models_command.models)
 monitoring_command.monitoring.command()(grafana_command.grafana)
 app.add_typer(monitoring_command.monitoring, name="monitoring")
 app.add_typer(versions_command.versions, name="versions")
@@ -146,6 +148,10 @@ def status(
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="Which benchmark; none lists them.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Other settings than its own, as in TOML."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
@@ -155,7 +161,7 @@ def bench(
 
     if name is None:
         list_benchmarks(Console())
-    elif not run_benchmark(name, Console(stderr=True), as_json=as_json):
+    elif not run_benchmark(name, Console(stderr=True), settings or (), as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
 from features.batch import Ids, known_user
+from features.behaviour import words_of
 from features.catalog import Catalog, CatalogItem
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
 from serving.answers import Answer, KnownAction, KnownUser, Recommendation, Wanted
@@ -185,7 +186,8 @@ class Recommender:
         user = stable_id(wanted.user_id)
         arms = self._arms(user, wanted.scenario)
         read = self._read(user, work)
-        users = known_user(user, read, time.time_ns() // 1_000, wanted.scenario)
+        now_us, words = time.time_ns() // 1_000, words_of(wanted.words or "")
+        users = known_user(user, read, now_us, wanted.scenario, words)
         history = users.history.values
         excluded = stable_ids(wanted.excluded)
         hidden = excluded if wanted.seen else np.concatenate([history, excluded])

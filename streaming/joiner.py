@@ -65,6 +65,10 @@ class PointInTime(Protocol):
         """The words of the events that are searches."""
         ...
 
+    def words(self, texts: Sequence[str]) -> list[list[int]]:
+        """The words of each text, by the ids that those of searches have."""
+        ...
+
     def observe(self, actions: Actions, searches: Searches, rows: Ids, users: Ids) -> Histories:
         """Takes what was done in order; answers with the histories of `users`, each as it was just
         before row `rows[i]` of the events, ascending.
@@ -80,16 +84,18 @@ class PointInTime(Protocol):
 class JoinerConfig:
     """A sample counts as liked from the reward `liked_from` on; `step_size` samples make a step.
 
-    `token_fields` are the item attributes that describe an item to the models. At most `history`
-    actions and `searched_words` travel with a sample. Events are put in the order of their time
-    within `lateness_s`, which delays every sample by as much; 0 takes them as they come. Where a
-    partition that follows the clock is silent for `tick_after_s`, a tick tells it the time, if that
-    closes a window.
+    `token_fields` are the item attributes that describe an item to the models by their values,
+    `text_fields` those that do so by their words: a word is the same token in a title and in a
+    search. At most `history` actions and `searched_words` travel with a sample. Events are put in
+    the order of their time within `lateness_s`, which delays every sample by as much; 0 takes them
+    as they come. Where a partition that follows the clock is silent for `tick_after_s`, a tick
+    tells it the time, if that closes a window.
     """
 
     step_size: PositiveInt = 256
     liked_from: float = 0.5
     token_fields: tuple[str, ...] = ("genres", "year")
+    text_fields: tuple[str, ...] = ()
     remembered_events: PositiveInt = 200_000
     history: PositiveInt = 100
     searched_words: NonNegativeInt = 20
@@ -360,10 +366,15 @@ class Joiner:
     ) -> pa.RecordBatch:
         """The `item` events as rows without a user."""
         described = [json.loads(text or "{}") for text in items["attributes"].to_pylist()]
-        names = self._config.token_fields
+        names, texts = self._config.token_fields, self._config.text_fields
         codes = field_codes(names).tolist()
         tokens = [item_tokens(one, names) for one in described]
         fields = [_item_fields(one, names, codes) for one in described]
+        for name, code in zip(texts, field_codes(texts).tolist(), strict=True):
+            said = [" ".join(map(str, _values_of(one.get(name)))) for one in described]
+            for number, words in enumerate(self._users.words(said)):
+                tokens[number] += words
+                fields[number] += [code] * len(words)
         return _columns(
             self._schema,
             len(rows),

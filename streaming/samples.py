@@ -25,7 +25,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("scenario", pa.string()),
         ("request_id", pa.int64()),
         ("position", pa.int32()),
-        # What describes the item, each as the stable id of "field=value"; for declarations.
+        # What describes the item, for declarations: stable ids of "field=value", ids of words.
         ("item_tokens", pa.list_(pa.field("item", pa.int64(), nullable=False))),
         # Of each of them the code of its field (`event_columns.field_codes`).
         ("item_fields", pa.list_(pa.field("item", pa.int32(), nullable=False))),

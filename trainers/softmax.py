@@ -125,11 +125,12 @@ class _Step:
         self.scaled = queries.to(exact) * self.bits_per_cosine  # (B, d)
         self.candidates = candidates.to(exact)  # (C, d)
         self.left, self.right = self.scaled.to(product), self.candidates.to(product)
-        self.level = sampling.level
-        self.correction = sampling.log_inclusion.to(exact) * -BITS  # (U, C)
-        self.positive = sampling.positive[:, None]  # (B, 1)
-        own = (self.scaled * self.candidates[sampling.positive]).sum(1)
-        own += self.correction[sampling.level, sampling.positive]
+        level, positive = sampling.level.to(queries.device), sampling.positive.to(queries.device)
+        self.level = level
+        self.correction = sampling.log_inclusion.to(queries.device, exact) * -BITS  # (U, C)
+        self.positive = positive[:, None]  # (B, 1)
+        own = (self.scaled * self.candidates[positive]).sum(1)
+        own += self.correction[level, positive]
         self.own = own[:, None]  # (B, 1), the positives' logits
         size, columns = len(queries), len(candidates)
         self.chunks = [slice(start, min(start + chunk, size)) for start in range(0, size, chunk)]

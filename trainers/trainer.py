@@ -521,7 +521,9 @@ class Trainer:
         """How large the numbers in shards are, of all ranks together."""
         names = [*(f"table-{name}" for name in self.tables), "vectors", "dense"]
         found = torch.zeros(len(names), 2, dtype=torch.float64)
-        weights = [tensor.detach().cpu().numpy() for tensor in self.model.state_dict().values()]
+        dense = self.model.state_dict().values()
+        # Counts are no weights, and would hide how large these are.
+        weights = [tensor.detach().cpu().numpy() for tensor in dense if tensor.is_floating_point()]
         for row, name in enumerate(names):
             shard = shards.get(shard_name(name, self._peers.rank))
             if shard is not None:

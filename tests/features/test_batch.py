@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.batch import Items, Jagged, Samples, Users, read_declarations, read_samples
-from features.definitions import SAMPLE_FEATURES, FeatureError
+from features.batch import (
+    Items,
+    Jagged,
+    Samples,
+    Users,
+    known_user,
+    read_declarations,
+    read_samples,
+)
+from features.behaviour import words_of
+from features.definitions import SAMPLE_FEATURES, USER_HISTORY, FeatureError
+from features.text import word_ids
 from streaming.event_columns import field_codes, scenario_codes
 from streaming.samples import sample_schema
 
@@ -186,6 +196,19 @@ def test_items_and_histories_are_described_field_by_field() -> None:
     assert lists(nothing.history_tokens(shop)) == [[]] * 4
     with pytest.raises(ValueError, match="describes = True"):
         replace(users, described=None).history_tokens(shop)
+
+
+def test_who_asks_is_known_with_when_and_where_and_what_he_searches_for_now() -> None:
+    row = {**USER_HISTORY.defaults, "searched": [5, 6], "searched_at_us": [1, 1]}
+    words = words_of("the Heat")
+    user = known_user(7, row, at_us=9, scenario="search", words=words)
+    assert (user.ids.tolist(), user.at_us.tolist()) == ([7], [9])
+    assert user.scenarios.tolist() == scenario_codes(["search"]).tolist()
+    assert lists(user.searched.ids) == [[5, 6, *word_ids(["the", "heat"], 9).values.tolist()]]
+    assert user.searched.at_us.tolist() == [1, 1, 9, 9]
+    nobody = known_user(7, USER_HISTORY.defaults)
+    assert (nobody.at_us.tolist(), nobody.scenarios.tolist()) == ([0], [-1])
+    assert lists(nobody.searched.ids) == [[]]
 
 
 def test_of_users_made_without_details_nothing_more_is_known() -> None:

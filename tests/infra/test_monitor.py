@@ -282,6 +282,18 @@ def test_what_is_told_of_another_process_is_that_ones() -> None:
     scraping.close()
 
 
+def test_figures_may_be_wanted_of_one_process_alone(process: tuple[Metrics, Target]) -> None:
+    theirs, target = process
+    own, history = Metrics(), History(10)
+    for metrics in (own, theirs):
+        metrics.gauge("load", "Load.").labels().set(1)
+    wanted = [Selection("load", (("process", "trainer"),))]
+    scraping = Scraper(history, wanted, ("run", lambda: own.exposition()[0]), timeout_s=0.5)
+    scraping.take(scraping.read([OWN, target]), 100.0)
+    assert Last("load", ("process",)).value(history) == {("trainer",): 1}
+    scraping.close()
+
+
 def test_an_exposition_is_told_apart_by_its_lines_alone() -> None:
     """Two processes of one name that come one after the other are two."""
     history = History(10)

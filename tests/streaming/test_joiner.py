@@ -277,6 +277,23 @@ def test_an_item_event_declares_the_item_with_its_tokens() -> None:
     assert row["reward"] is row["label_liked"] is row["history"] is None
 
 
+def test_a_text_describes_an_item_by_words_that_are_those_of_searches() -> None:
+    attributes = {"title": "The heat", "tags": ["Cold case", "HEAT"], "genres": ["Crime"]}
+    item = {"kind": "item", "item_id": "i", "attributes": attributes}
+    other = {"kind": "item", "item_id": "j", "attributes": {"genres": ["Crime"]}}
+    search = {"kind": "search", "user_id": "u", "query": "Heat"}
+    like = {"kind": "like", "user_id": "u", "item_id": "i"}
+    join = joiner(token_fields=("genres",), text_fields=("title", "tags"))
+    declared, bare, sample = rows(join.on_batch(records([item, other, search, like])))
+    genres, title, tags = field_codes(["genres", "title", "tags"])
+    assert declared["item_fields"] == [genres, title, title, tags, tags, tags]
+    _, the, heat, cold, case, heat_again = declared["item_tokens"]
+    assert heat == heat_again
+    assert len({the, heat, cold, case}) == 4
+    assert sample["searched"] == [heat]
+    assert bare["item_tokens"] == declared["item_tokens"][:1]
+
+
 @pytest.mark.parametrize("attributes", [None, {}, {"genres": None}, {"genres": []}, {"size": 3}])
 def test_an_item_that_nothing_describes_is_declared_without_tokens(attributes: Any) -> None:
     event = {"kind": "item", "item_id": "i", "attributes": attributes}

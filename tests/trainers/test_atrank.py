@@ -40,9 +40,9 @@ def model() -> ATRank:
 
 def test_a_user_is_asked_by_each_behaviour_and_by_their_mean(model: ATRank) -> None:
     queries = model.query(user(3, 4))[0]
-    assert queries.shape == (1 + 4 + 2 + 2, 16)
+    assert queries.shape == (1 + 4 + 2, 16)
     mean, first, second = queries[:3]
-    assert torch.equal(queries[3:], mean.expand(6, 16))  # what is not there says nothing new
+    assert torch.equal(queries[3:], mean.expand(4, 16))  # what is not there says nothing new
     behaviours, mask = model._behaviours(user(3, 4))
     torch.testing.assert_close(mean, F.normalize(behaviours[0][mask[0]].mean(0), dim=0))
     assert not torch.allclose(first, second)
@@ -56,13 +56,16 @@ def test_what_was_done_how_and_when_matters(model: ATRank) -> None:
     torch.testing.assert_close(same_bucket, usual)
 
 
-def test_searches_and_what_was_passed_over_are_behaviours_too(model: ATRank) -> None:
+def test_a_search_is_a_wish_and_what_was_passed_over_only_colours_the_others(
+    model: ATRank,
+) -> None:
     times = np.full(1, NOW_US)
     words = user(3, searched=Moments(jagged([7]), times))
     passed = user(3, passed_over=Moments(jagged([7]), times))
     queries = [model.query(one)[0] for one in (user(3), words, passed)]
-    assert len({len(torch.unique(q, dim=0)) for q in queries}) == 2  # one more behaviour in two
-    assert not torch.allclose(queries[1], queries[2])
+    wishes = [len(torch.unique(query, dim=0)) for query in queries]
+    assert wishes == [1, 3, 1]  # each behaviour, and their mean, which of one is that one
+    assert not torch.allclose(queries[2], queries[0])
 
 
 def test_the_order_of_behaviours_says_nothing_but_their_ages_do(model: ATRank) -> None:
@@ -83,7 +86,7 @@ def test_attention_of_the_candidate_prefers_the_behaviour_that_fits(model: ATRan
 
 
 def test_the_best_behaviour_is_what_sure_attention_gives(model: ATRank) -> None:
-    sure = ATRank(ATRank.Config(**{**vars(model.config), "sharpness": 1e4}))
+    sure = ATRank(ATRank.Config(**{**vars(model.config), "sharpness": 1e6}))
     sure.load_state_dict(model.state_dict())
     sure.tables = model.tables
     visitor, vectors = user(3, 4, 5), F.normalize(torch.randn(20, 16), dim=1)

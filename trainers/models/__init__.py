@@ -1,15 +1,20 @@
 """The model zoo: one file a system, registered by `@register("name")`.
 
-`create(name, options)` makes a model from its registered class and its `Config`.
+`create(name, options)` makes a model from its registered class and its `Config`. A model may also
+live in another installed package, which names its module among its entry points: see
+docs/adding-a-model.md.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +26,12 @@ from trainers.table import EmbeddingTable
 
 T = TypeVar("T")
 _REGISTRY: dict[str, type[Any]] = {}
+_FAMILIES: dict[str, str] = {}
+_ENTRY_POINTS = "headrace.models"
+# "Who, *what*, where and when"
+_PAPER = re.compile(
+    r"([A-Z][\w-]+(?:(?:, | and |, and )[A-Z][\w-]+| et al\.)*), \*([^*]+)\*,? ([^.*]*\d{4})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +62,8 @@ class Retriever(Protocol):
     It is a `torch.nn.Module`; its dense parameters are learnt by the trainer's optimiser, the
     rows of its `tables` by the tables themselves. One that `describes` is given what describes the
     items of histories (`Users.described`), in serving as in training. Of one that is not `unit`
-    vectors may have any length.
+    vectors may have any length. `reads` are the columns of samples that its answers or its loss
+    depend on.
     """
 
     width: int
@@ -59,6 +71,7 @@ class Retriever(Protocol):
     tables: Mapping[str, EmbeddingTable]
     describes: bool
     unit: bool
+    reads: tuple[str, ...]
 
     def query(self, users: Users) -> Tensor:
         """(B, K, d): K interests of each user, of unit length if `unit`."""
@@ -73,14 +86,57 @@ class Retriever(Protocol):
         ...
 
 
-def register(name: str) -> Callable[[type[T]], type[T]]:
+class About(NamedTuple):
+    """What a model says of itself; each text is one line.
+
+    `summary` and `paper` stand in the docstring of its module: the first sentence, and the first
+    reference. `origin` is the module.
+    """
+
+    name: str
+    family: str
+    summary: str
+    paper: str
+    reads: tuple[str, ...]
+    origin: str
+
+
+def register(name: str, family: str = "retrieval") -> Callable[[type[T]], type[T]]:
     """Makes a class known to recipes; it must have a `Config` dataclass as its only argument."""
 
     def add(cls: type[T]) -> type[T]:
         _REGISTRY[name] = cls
+        _FAMILIES[name] = family
         return cls
 
     return add
+
+
+def names() -> list[str]:
+    """All models that a recipe can name, sorted.
+
+    Raises:
+        ConfigError: the module of another package cannot be imported.
+    """
+    _import_own()
+    for point in entry_points(group=_ENTRY_POINTS):
+        _import_other(point.name)
+    return sorted(_REGISTRY)
+
+
+def about(name: str) -> About:
+    """What the model of that name is.
+
+    Raises:
+        ConfigError: as `find`.
+    """
+    cls = _class(name)
+    text = " ".join((sys.modules[cls.__module__].__doc__ or "").split())
+    summary, _, rest = text.partition(". ")
+    found = _PAPER.search(rest)
+    paper = f"{found[1].strip()}, *{found[2]}*, {found[3]}" if found else ""
+    reads = tuple(getattr(cls, "reads", ()))
+    return About(name, _FAMILIES[name], summary.rstrip("."), paper, reads, cls.__module__)
 
 
 def create(name: str, options: Mapping[str, Any]) -> Any:
@@ -99,9 +155,30 @@ def find(name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     Raises:
         ConfigError: names the model or the option that is not known, or does not fit.
     """
+    cls = _class(name)
+    return cls, fill(cls.Config, options, "trainer.options")
+
+
+def _class(name: str) -> Any:
+    _import_own()
+    if name not in _REGISTRY:
+        _import_other(name)
+    if name not in _REGISTRY:
+        raise ConfigError(f"model = {name!r}: known are {', '.join(names())}")
+    return _REGISTRY[name]
+
+
+def _import_own() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    if name not in _REGISTRY:
-        raise ConfigError(f"model = {name!r}: known are {', '.join(sorted(_REGISTRY))}")
-    cls = _REGISTRY[name]
-    return cls, fill(cls.Config, options, "trainer.options")
+
+
+def _import_other(name: str) -> None:
+    """Imports the module that another package names for a model."""
+    for point in entry_points(group=_ENTRY_POINTS, name=name):
+        try:
+            point.load()
+        except Exception as error:  # whatever stands in that module
+            raise ConfigError(
+                f"model = {name!r}: its module {point.value} cannot be imported: {error}"
+            ) from error

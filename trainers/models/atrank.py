@@ -6,9 +6,11 @@ were searched for, items that were passed over. Each is its object, its action a
 its age, by a projection of its group; together they attend to each other in several semantic
 spaces, and what comes out is read by attention of the candidate.
 
-The paper ranks given candidates. Here the behaviours themselves are the queries, and an item's
-score is that by the best of them: what attention gives when it is sure. So items are found in an
-index, and `score` gives the paper's own soft attention for given ones, which training uses too.
+The paper ranks given candidates. Here each behaviour is a query, and an item's score is that by the
+best of them: what attention gives when it is sure. So items are found in an index, and `score`
+gives the paper's own soft attention for given ones, which training uses too. A behaviour is read as
+the mean of all, tilted towards it by a learnt amount: alone it is too noisy where each sample is
+learnt once.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ class ATRank(nn.Module):
     """
 
     describes, unit = False, True
+    reads: tuple[str, ...] = (
+        "item_id", "at", "item_tokens", "history", "history_kinds", "history_at_us",
+        "searched", "searched_at_us", "passed_over", "passed_over_at_us",
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Config:
@@ -56,7 +62,7 @@ class ATRank(nn.Module):
         history: PositiveInt = 16
         words: NonNegativeInt = 4
         passed_over: NonNegativeInt = 4
-        sharpness: PositiveFloat = 20.0
+        sharpness: PositiveFloat = 5.0
         temperature: PositiveFloat = 0.07
         table: TableConfig = field(default_factory=TableConfig)
         precision: Precision = "auto"
@@ -80,7 +86,10 @@ class ATRank(nn.Module):
             self.projections = nn.ModuleList(
                 nn.Linear(config.width, config.width) for _ in ("items", "words", "passed over")
             )
-            self.encoder = Transformer(config.width, config.heads, config.layers, config.hidden)
+            self.encoder: nn.Module = Transformer(
+                config.width, config.heads, config.layers, config.hidden
+            )
+            self.tilt = nn.Parameter(torch.ones(()))  # from the mean towards one behaviour
             self.nobody = nn.Parameter(torch.randn(config.width))  # who did nothing
         # In the beginning a behaviour is mostly its object: that is learnt row by row, and quickly.
         for dense in (self.actions, self.ages, self.projections, self.encoder):
@@ -125,11 +134,14 @@ class ATRank(nn.Module):
         count = mask.sum(1, keepdim=True)  # (B, 1)
         mean = (behaviours * mask[..., None]).sum(1) / count.clamp(min=1)
         first = torch.where(count > 0, mean, self.nobody)
-        keys = torch.cat([first[:, None], behaviours], 1)
+        keys = torch.cat([first[:, None], mean[:, None] + self.tilt * behaviours], 1)
         return F.normalize(keys, dim=-1), F.pad(mask, (1, 0), value=True)
 
     def _behaviours(self, users: Users) -> tuple[Tensor, Tensor]:
-        """All groups one behind the other, (B, L, d), and which are there, (B, L)."""
+        """What is read of the groups, one behind the other, (B, L, d), and which are there, (B, L).
+
+        What was passed over is attended to, and is nobody's wish.
+        """
         config, items, words = self.config, self.tables["item"], self.tables["word"]
         history = pad_history(users, users.at_us, config.history)
         searched = pad_moments(users.searched, users.at_us, config.words)
@@ -146,7 +158,9 @@ class ATRank(nn.Module):
             for project, (objects, kinds, ages, _) in zip(self.projections, groups, strict=True)
         ]
         mask = torch.cat([there for *_, there in groups], 1).to(rows[0].device)
-        return self.encoder(torch.cat(rows, 1), mask), mask
+        seen = self.encoder(torch.cat(rows, 1), mask)
+        read = mask.shape[1] - config.passed_over
+        return seen[:, :read], mask[:, :read]
 
     def _group(
         self, table: EmbeddingTable, moments: PaddedMoments, kind: int

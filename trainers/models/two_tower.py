@@ -4,7 +4,11 @@ Yi et al., *Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recomm
 RecSys 2019. Users and items meet in one space; the item embeddings are shared by both sides:
 a user is, before the tower, an id and the mean of the last items, those that pleased apart
 from those that did not. Trained by softmax over the batch's own items and uniform negatives,
-every logit corrected by the item's estimated frequency.
+every logit corrected by the item's estimated frequency, each sample weighted by its reward.
+
+What differs: there are uniform negatives too; a user has no attributes, which samples do not carry;
+each tower adds to the mean of what it reads, so that an untrained model already looks for items
+that are like those of the history.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ class TwoTower(nn.Module):
     """`query` reads user ids and histories, `items` reads item ids and tokens."""
 
     describes, unit = False, True
+    reads: tuple[str, ...] = ("user_id", "item_id", "item_tokens", "history", "history_rewards")
 
     @dataclass(frozen=True)
     class Config:
@@ -65,8 +70,8 @@ class TwoTower(nn.Module):
         }
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.user_tower = _tower(3 * config.width, config)
-            self.item_tower = _tower(2 * config.width, config)
+            self.user_tower = tower(3 * config.width, config)
+            self.item_tower = tower(2 * config.width, config)
 
     def query(self, users: Users) -> Tensor:
         identity = self.tables["user"](users.ids)  # (B, d)
@@ -93,7 +98,8 @@ class TwoTower(nn.Module):
         )
 
 
-def _tower(inputs: int, config: TwoTower.Config) -> nn.Module:
+def tower(inputs: int, config: TwoTower.Config) -> nn.Module:
+    """From so many numbers to `width`."""
     return nn.Sequential(
         nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.width)
     )

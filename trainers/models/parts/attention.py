@@ -47,7 +47,8 @@ class SelfAttention(nn.Module):
         self.inputs = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
+        """With `first` only what so many of the sequence see of it, (B, first, d)."""
         batch, length, _ = x.shape
         q, k, v = (
             part.view(batch, length, self.heads, -1).transpose(1, 2).flatten(0, 1)
@@ -56,8 +57,9 @@ class SelfAttention(nn.Module):
         seen = mask[:, None].expand(-1, length, -1)
         if self.causal:
             seen = seen & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        q, seen = q[:, :first], seen[:, :first]
         found = attend(q, k, v, seen.repeat_interleave(self.heads, 0))
-        found = found.view(batch, self.heads, length, -1).transpose(1, 2).flatten(2)
+        found = found.view(batch, self.heads, q.shape[1], -1).transpose(1, 2).flatten(2)
         mixed: Tensor = self.output(found)
         return mixed
 

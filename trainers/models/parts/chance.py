@@ -4,13 +4,16 @@ is in no cut.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 
 def generator(seed: int, step: int) -> Generator:
     """What a model with this seed draws from in a step (`RetrievalStep.seed`)."""
-    return torch.Generator().manual_seed((seed << 40) ^ step)
+    # Torch reads no more than 32 bits of a seed.
+    mixed = np.random.SeedSequence([seed % 2**64, step % 2**64]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))
 
 
 def dropout(x: Tensor, rate: float, drawn_from: Generator | None) -> Tensor:
