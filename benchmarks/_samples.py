@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from features.definitions import SAMPLE_FEATURES
-from streaming.samples import sample_schema
+from serving.sample_watch import Joined
+from streaming.log import SAMPLES, Record
+from streaming.samples import encode_samples, sample_schema
 
 HISTORY = 20
 SCHEMA = sample_schema((), SAMPLE_FEATURES)
@@ -46,3 +48,8 @@ def micro_batch(
         pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type) for f in SCHEMA
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def as_joined(batch: pa.RecordBatch) -> Joined:
+    """Samples as those who watch them get them from the log."""
+    return Joined(Record(SAMPLES, 0, 0, None, encode_samples(batch).value, 0))

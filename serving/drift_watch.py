@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from serving.drift import ColumnDrift, DriftConfig, Kind, Rate
 from serving.recent_ids import RecentIds
-from serving.sample_watch import PATIENCE_S
+from serving.sample_watch import PATIENCE_S, Joined
 from streaming.ids import stable_ids
 from streaming.metrics import Metrics
 from streaming.samples import features_in, labels_in
@@ -73,17 +73,16 @@ class DriftWatch:
     def patience_s(self) -> float | None:
         return PATIENCE_S if self._config.enabled else None
 
-    def take(self, rows: pa.RecordBatch) -> None:
+    def take(self, joined: Joined) -> None:
         if not self._config.enabled:
             return
-        if rows["user_id"].null_count:
-            rows = rows.filter(rows["user_id"].is_valid())  # the others declare items
-        now_s = self._clock()
+        rows, now_s = _of_users(joined.outline), self._clock()
         with self._lock:
             if rows.num_rows:
                 self._count_ids(rows, now_s)
                 self._count_labels(rows, now_s)
-                self._look_at(self._some(rows, now_s), now_s)
+                if self._may_look(rows.num_rows, now_s):
+                    self._look_at(self._some(_of_users(joined.rows)), now_s)
             if now_s >= self._tell_at:
                 self._tell(now_s)
                 self._tell_at = now_s + self._config.tell_every_s
@@ -103,24 +102,27 @@ class DriftWatch:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def _some(self, rows: pa.RecordBatch, now_s: float) -> pa.RecordBatch:
-        """The rows if as many may be looked at now, or none: it is their columns that take time. Of
-        very many it is some, all over the batch.
-        """
+    def _may_look(self, rows: int, now_s: float) -> bool:
+        """Whether so many may be looked at now: it is their columns that take time."""
         per_s = self._config.rows_per_s
         earned = max(0.0, now_s - self._allowed_at) * per_s
         self._allowed = min(float(per_s), self._allowed + earned)
         self._allowed_at = now_s
-        count = min(rows.num_rows, per_s)
+        count = min(rows, per_s)
         if self._allowed < count:
-            return rows.slice(0, 0)
+            return False
         self._allowed -= count
+        return True
+
+    def _some(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Of very many rows some, all over the batch."""
+        count = min(rows.num_rows, self._config.rows_per_s)
         if count == rows.num_rows:
             return rows
         return rows.take(pa.array(np.arange(count) * rows.num_rows // count))
 
     def _look_at(self, rows: pa.RecordBatch, now_s: float) -> None:
-        for name, kind, values in columns(rows) if rows.num_rows else ():
+        for name, kind, values in columns(rows):
             if name not in self._columns and len(self._columns) < _MOST:
                 self._columns[name] = ColumnDrift(kind, self._config)
             if name in self._columns:
@@ -160,6 +162,11 @@ class DriftWatch:
         for label, value in self._label_rates(now_s).items():
             if value is not None:
                 self._told_label.labels(label).set(value)
+
+
+def _of_users(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows but those that declare items."""
+    return rows.filter(rows["user_id"].is_valid()) if rows["user_id"].null_count else rows
 
 
 def columns(rows: pa.RecordBatch) -> Iterator[tuple[str, Kind, Values]]:

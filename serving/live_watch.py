@@ -23,6 +23,7 @@ from features.batch import Jagged, Samples, read_samples
 from features.definitions import FeatureError
 from serving import bounds
 from serving.replica import Replica
+from serving.sample_watch import Joined
 from serving.served_model import ServedModel
 from serving.served_watch import QualityConfig
 from streaming.metrics import Metrics
@@ -79,12 +80,12 @@ class LiveWatch:
             if value is not None:
                 self._told[of].set(value)
 
-    def take(self, rows: pa.RecordBatch) -> None:
+    def take(self, joined: Joined) -> None:
         begun = self._clock()
         if not self._config.enabled or begun < self._rest_until:
             return
         try:
-            ranks = self._ranks(rows)
+            ranks = self._ranks(joined.rows)
         except FeatureError as error:  # samples of another release
             if not self._complained:
                 logger.warning("the served model is not tested: %s", error)

@@ -9,18 +9,40 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import pyarrow as pa
 
 from streaming.errors import ArtefactCorrupt, LogError
-from streaming.log import SAMPLES, Log, TopicPartition
+from streaming.log import SAMPLES, Log, Record, TopicPartition
 from streaming.samples import decode_samples
 
 logger = logging.getLogger(__name__)
 _AT_ONCE = 64  # records
 _REST_S = 0.5  # between two looks while nobody waits
 PATIENCE_S = 0.25  # who only counts loses nothing by it, and to wake up for every write costs
+
+
+class Joined:
+    """A record of samples, of which only what is asked for is decoded.
+
+    Raises:
+        ArtefactCorrupt: when asked, if the record is damaged.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    @cached_property
+    def outline(self) -> pa.RecordBatch:
+        """The samples with their labels, without features: a fifth of the work."""
+        return decode_samples(self._record, features=False)
+
+    @cached_property
+    def rows(self) -> pa.RecordBatch:
+        """The whole samples."""
+        return decode_samples(self._record)
 
 
 class Watcher(Protocol):
@@ -30,7 +52,7 @@ class Watcher(Protocol):
         """How long the samples that come now may lie; None if they are of no interest."""
         ...
 
-    def take(self, rows: pa.RecordBatch) -> None:
+    def take(self, joined: Joined) -> None:
         """Looks at a micro-batch of samples."""
         ...
 
@@ -64,13 +86,12 @@ class SampleWatch:
             return 0
         for record in records:
             self._positions[record.place] = record.offset + 1
+            joined = Joined(record)
             try:
-                rows = decode_samples(record)
+                for watcher in self._watchers:
+                    watcher.take(joined)
             except ArtefactCorrupt as error:
                 logger.warning("the sample watch passes over a record: %s", error)
-                continue
-            for watcher in self._watchers:
-                watcher.take(rows)
         return len(records)
 
     def _is_idle(self) -> bool:

@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from serving.cohorts import Cohort
 from serving.experiments import Experiment, arm_of
 from serving.quality import FIGURES, LabelQuality, impressions_of
-from serving.sample_watch import PATIENCE_S
+from serving.sample_watch import PATIENCE_S, Joined
 from streaming.event_columns import NONE
 from streaming.ids import stable_id
 from streaming.impressions import Label
@@ -131,7 +131,8 @@ class ServedWatch:
                 for quality in self._quality.values():
                     quality.forget(self._slices.of_generation(begun))
 
-    def take(self, rows: pa.RecordBatch) -> None:
+    def take(self, joined: Joined) -> None:
+        rows = joined.outline
         answers = pc.and_(rows["request_id"].is_valid(), rows["negative_rate"].is_valid())
         if not self._experiments:  # only they count what has no score
             answers = pc.and_(answers, rows["served_score"].is_valid())

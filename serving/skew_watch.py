@@ -7,12 +7,10 @@ import time
 from collections import Counter
 from typing import Any
 
-import pyarrow as pa
-
 from features.skew import Compared, Outcome, Skew
 from serving.answers import Answer
 from serving.metrics import ServingMetrics
-from serving.sample_watch import PATIENCE_S
+from serving.sample_watch import PATIENCE_S, Joined
 from streaming.ids import stable_id
 
 logger = logging.getLogger(__name__)
@@ -43,8 +41,10 @@ class SkewWatch:
     def patience_s(self) -> float | None:
         return PATIENCE_S if self._skew.waiting(_now_us()) else None
 
-    def take(self, rows: pa.RecordBatch) -> None:
-        for compared in self._skew.compare(rows):
+    def take(self, joined: Joined) -> None:
+        if not self._skew.waiting(_now_us()):
+            return
+        for compared in self._skew.compare(joined.rows):
             self._count(compared)
 
     def _count(self, compared: Compared) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 from pyarrow import types
@@ -37,8 +37,9 @@ def decode_batch(value: bytes, schema: pa.Schema, name: str) -> pa.RecordBatch:
     return batch
 
 
-def read_batch(value: bytes) -> pa.RecordBatch:
-    """As `decode_batch`, whatever the columns are.
+def read_batch(value: bytes, keep: Callable[[str], bool] | None = None) -> pa.RecordBatch:
+    """As `decode_batch`, whatever the columns are; only those that are to be kept, by their names:
+    what is not read is not decompressed either.
 
     Raises:
         ValueError: the bytes are damaged, or claim more than `MOST_ROWS` rows.
@@ -46,7 +47,12 @@ def read_batch(value: bytes) -> pa.RecordBatch:
     batches: list[pa.RecordBatch] = []
     rows = 0
     try:
-        with pa.ipc.open_stream(value, options=_ALONE) as reader:
+        options = _ALONE
+        if keep is not None:
+            names = pa.ipc.read_schema(pa.BufferReader(value)).names
+            kept = [number for number, name in enumerate(names) if keep(name)]
+            options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=kept)
+        with pa.ipc.open_stream(value, options=options) as reader:
             for batch in reader:
                 rows += batch.num_rows
                 if rows > MOST_ROWS:

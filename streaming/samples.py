@@ -94,19 +94,24 @@ def encode_samples(
     return Append(SAMPLES, encode_batch(batch), key, partition)
 
 
-def decode_samples(record: Record) -> pa.RecordBatch:
-    """The micro-batch of a record, with whatever features and labels it has.
+def decode_samples(record: Record, *, features: bool = True) -> pa.RecordBatch:
+    """The micro-batch of a record, with whatever labels and, if they are wanted, features it has:
+    lists of these are most of its bytes.
 
     Raises:
         ArtefactCorrupt: only a joiner writes samples, so bytes that are none mean a damaged log.
     """
     try:
-        batch = read_batch(record.value)
-        labels, features = labels_in(batch.schema), features_in(batch.schema)
-        if not batch.schema.equals(sample_schema(labels, features)):
+        batch = read_batch(record.value, None if features else _is_no_feature)
+        labels, found = labels_in(batch.schema), features_in(batch.schema)
+        if not batch.schema.equals(sample_schema(labels, found)):
             raise ValueError(f"must have SAMPLE_SCHEMA, not the columns {batch.schema.names}")
     except ValueError as error:
         raise ArtefactCorrupt(
             f"{record.topic}/{record.partition} at {record.offset} holds no samples: {error}"
         ) from error
     return batch
+
+
+def _is_no_feature(column: str) -> bool:
+    return column in SAMPLE_SCHEMA.names or column.startswith(_LABEL)

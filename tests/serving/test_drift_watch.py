@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks._samples import as_joined
 from features.definitions import SAMPLE_FEATURES
 from serving.drift import DriftConfig
 from serving.drift_watch import DriftWatch, columns
+from serving.sample_watch import Joined
 from streaming.metrics import Metrics, parse
 from streaming.samples import sample_schema
 
@@ -37,12 +39,12 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def samples(rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
+def samples(rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> Joined:
     whole = {"user_id": 1, "item_id": 2, "at": 10_000_000, "kind": "impression", "logged_us": 0}
-    return pa.RecordBatch.from_pylist([{**whole, **row} for row in rows], schema=schema)
+    return as_joined(pa.RecordBatch.from_pylist([{**whole, **row} for row in rows], schema=schema))
 
 
-def usual(rng: np.random.Generator, count: int, **changes: Any) -> pa.RecordBatch:
+def usual(rng: np.random.Generator, count: int, **changes: Any) -> Joined:
     rows = []
     for _ in range(count):
         length = int(rng.integers(0, 5))
@@ -73,7 +75,7 @@ def test_columns_are_told_as_numbers_and_values() -> None:
             {"history": None, "history_rewards": None, "served_score": float("nan")},
         ]
     )  # fmt: skip
-    found = {name: (kind, values.tolist()) for name, kind, values in columns(rows)}
+    found = {name: (kind, values.tolist()) for name, kind, values in columns(rows.rows)}
     nan = pytest.approx(np.nan, nan_ok=True)
     assert found["history.length"] == ("number", [2.0, 0.0, 0.0])
     assert found["history"] == ("value", [8, -1, -1])
@@ -86,7 +88,7 @@ def test_columns_are_told_as_numbers_and_values() -> None:
     assert found["label_click"] == ("number", [1.0])
     assert found["scenario"][0] == "value"
     assert found["scenario"][1][1:] == [-1, -1]
-    sliced = {name: values.tolist() for name, _, values in columns(rows.slice(1))}
+    sliced = {name: values.tolist() for name, _, values in columns(rows.rows.slice(1))}
     assert sliced["history"] == [-1, -1]
 
 

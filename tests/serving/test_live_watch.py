@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks._samples import as_joined
 from features.batch import read_users
 from features.definitions import SAMPLE_FEATURES
 from serving.live_watch import LiveWatch
 from serving.replica import Replica
+from serving.sample_watch import Joined
 from serving.served_watch import QualityConfig
 from streaming.metrics import Metrics, parse
 from streaming.samples import sample_schema
@@ -55,7 +57,7 @@ def watch(replica: Replica, metrics: Metrics, clock: Clock) -> LiveWatch:
     return LiveWatch(replica, QualityConfig(tested_half_life=10**9), metrics, k=5, clock=clock)
 
 
-def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
+def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> Joined:
     whole = {
         "user_id": 1, "item_id": ITEMS[0], "at": 0, "kind": "like", "logged_us": LEARNT_US + 1,
         "reward": 1.0, "label_liked": True,
@@ -64,7 +66,7 @@ def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> pa.RecordBatch
     for row in rows:
         items = row.get("history", [])
         made.append({**whole, "history_rewards": [1.0] * len(items), **row})
-    return pa.RecordBatch.from_pylist(made, schema=schema)
+    return as_joined(pa.RecordBatch.from_pylist(made, schema=schema))
 
 
 def liked(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
@@ -84,7 +86,8 @@ def plain_recall(replica: Replica, rows: list[dict[str, Any]], k: int) -> float:
     with replica.reading() as served:
         assert served is not None
         vectors, _ = served.vectors(np.array(ITEMS))
-        for row, asked in zip(rows, served.ask(read_users(samples(*rows))), strict=True):
+        users = read_users(samples(*rows).rows)
+        for row, asked in zip(rows, served.ask(users), strict=True):
             scores = dict(zip(ITEMS, asked.scores_of(vectors).tolist(), strict=True))
             shown = [i for i in ITEMS if i not in row["history"] or i == row["item_id"]]
             if row["item_id"] in scores:

@@ -6,7 +6,7 @@ import threading
 
 import pyarrow as pa
 
-from serving.sample_watch import SampleWatch
+from serving.sample_watch import Joined, SampleWatch
 from streaming.file_log import FileLog
 from streaming.samples import SAMPLE_SCHEMA, encode_samples
 
@@ -24,8 +24,8 @@ class Waiting:
     def patience_s(self) -> float | None:
         return self._patience_s.pop(0) if len(self._patience_s) > 1 else self._patience_s[0]
 
-    def take(self, rows: pa.RecordBatch) -> None:
-        self.seen += rows["item_id"].to_pylist()
+    def take(self, joined: Joined) -> None:
+        self.seen += joined.outline["item_id"].to_pylist()
 
 
 class Rests(threading.Event):
@@ -79,8 +79,8 @@ def test_what_comes_while_nobody_waits_is_nobodys(log: FileLog) -> None:
 
 def test_who_cannot_wait_is_told_at_once(log: FileLog) -> None:
     class Hasty(Waiting):
-        def take(self, rows: pa.RecordBatch) -> None:
-            super().take(rows)
+        def take(self, joined: Joined) -> None:
+            super().take(joined)
             if self.seen == [1, 2]:
                 self.waits(0.25)
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks._samples import as_joined
 from features.behaviour import Behaviour, BehaviourConfig
 from serving.experiments import Arm, Experiment, arm_of
-from serving.sample_watch import PATIENCE_S
+from serving.sample_watch import PATIENCE_S, Joined
 from serving.served_watch import QualityConfig, ServedWatch
 from streaming.events import EventRules, encode_event, parse_event
 from streaming.ids import stable_id
@@ -21,7 +22,7 @@ from streaming.impressions import ImpressionsConfig, Label
 from streaming.joiner import Joiner, JoinerConfig
 from streaming.log import EVENTS, SAMPLES, Record
 from streaming.metrics import Metrics, parse
-from streaming.samples import decode_samples, sample_schema
+from streaming.samples import sample_schema
 from trainers.versions import Version
 
 LABELS = {"click": Label(600), "watch": Label(3_600, after="click", graded=True)}
@@ -34,7 +35,7 @@ def user_in(arm: str) -> int:
     return next(user for user in range(1_000) if arm_of("titles", EXPERIMENT, user) == arm)
 
 
-def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
+def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> Joined:
     """Samples; one is of a window that has ended if its click is 0."""
     made = [
         {
@@ -45,7 +46,7 @@ def samples(*rows: dict[str, Any], schema: pa.Schema = SCHEMA) -> pa.RecordBatch
         }
         for number, row in enumerate(rows)
     ]  # fmt: skip
-    return pa.RecordBatch.from_pylist(made, schema=schema)
+    return as_joined(pa.RecordBatch.from_pylist(made, schema=schema))
 
 
 class Clock:
@@ -239,8 +240,8 @@ def test_a_huge_batch_is_as_many_small_ones(metrics: Metrics) -> None:
     huge, small = (ServedWatch(LABELS, {}, QualityConfig(), metrics) for _ in range(2))
     rows = samples(*({"label_click": float(n % 5 == 0), "at": n // 9} for n in range(20_000)))
     huge.take(rows)
-    for start in range(0, rows.num_rows, 250):
-        small.take(rows.slice(start, 250))
+    for start in range(0, rows.rows.num_rows, 250):
+        small.take(as_joined(rows.rows.slice(start, 250)))
     of_huge, of_small = told(huge)["all", "", "click"], told(small)["all", "", "click"]
     assert of_huge["known"] == pytest.approx(of_small["known"], rel=0.1)  # other orders
     assert of_huge["ctr"]["value"] == pytest.approx(1 / 17, rel=0.02)
@@ -278,7 +279,7 @@ def test_what_the_joiner_makes_of_impressions_counts_once_each(metrics: Metrics)
     ]
     for start in range(0, len(records), 500):
         for output in joiner.on_batch(records[start : start + 500]):
-            watch.take(decode_samples(Record(SAMPLES, 0, 0, output.key, output.value, 0)))
+            watch.take(Joined(Record(SAMPLES, 0, 0, output.key, output.value, 0)))
     row = told(watch)["all", "", "click"]
     assert row["known"] == pytest.approx(shown, abs=0.1)
     assert row["ctr"]["value"] == pytest.approx(in_time / shown, abs=1e-4)

@@ -46,6 +46,8 @@ def test_a_micro_batch_comes_back_as_it_was(rows: int) -> None:
     append = encode_samples(batch(rows), key=b"k", partition=3)
     assert append == Append(SAMPLES, append.value, b"k", 3)
     assert decode_samples(as_record(append.value)).equals(batch(rows))
+    outline = decode_samples(as_record(append.value), features=False)
+    assert outline.equals(batch(rows).select(SAMPLE_SCHEMA.names))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
