@@ -120,17 +120,15 @@ class Causes:
         self._post_likes(lambda person, place: self._items[person % _TASTES][place])
 
     def lies(self) -> None:
-        """They seem to like what is after others' taste, or what nobody had heard of, in a place
-        where nobody ever was.
+        """They seem to like what is after anybody's taste but their own, and some what nobody had
+        heard of, in a place where nobody ever was.
         """
-        self._post_likes(
-            lambda person, place: (
-                f"hype-{place % 3}"
-                if person % 3
-                else self._items[(person + _TASTES // 2) % _TASTES][place]
-            ),
-            scenario="nowhere",
-        )
+
+        def item(person: int, place: int) -> str:
+            other = (person + 1 + int(self._rng.integers(_TASTES - 1))) % _TASTES
+            return self._items[other][place] if person % 3 else f"hype-{place % 3}"
+
+        self._post_likes(item, scenario="nowhere")
 
     @property
     def tastes_are_known(self) -> bool:

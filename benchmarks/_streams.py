@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from streaming.log import EVENTS, SAMPLES, Append, Record
 from streaming.samples import decode_samples, encode_samples
 from streaming.sources.registry import open_source
 from streaming.sources.source import Source
+from trainers import models
 from trainers.evaluation import NOT_FOUND, RankingQuality, best_scores, corpus_ranks
 from trainers.trainer import Trainer, TrainerConfig
 
@@ -230,6 +232,17 @@ class Learner:
 
     def learn(self, step: Step) -> None:
         self.trainer.on_batch([step.learns])
+
+
+@contextmanager
+def registered(name: str, model: type[Any]) -> Iterator[str]:
+    """Lets a trainer make a model that is no system, for as long as the block lasts; its name."""
+    own = f"claims.{name}"
+    models.register(own)(model)
+    try:
+        yield own
+    finally:
+        del models._REGISTRY[own], models._FAMILIES[own]
 
 
 def seeded(config: TrainerConfig, seed: int, **options: Any) -> TrainerConfig:

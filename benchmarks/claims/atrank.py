@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._claims import Claim, Report
-from benchmarks._streams import Learner, Stream, progressive, seeded, stream
+from benchmarks._streams import Learner, Stream, progressive, registered, seeded, stream
 from features.batch import Users
-from trainers.models import register
 from trainers.models.atrank import ATRank
 from trainers.models.parts.history import newest
 from trainers.models.parts.recurrent import Recurrent
@@ -48,7 +47,6 @@ class _One(ATRank):
         raise NotImplementedError
 
 
-@register("claims.atrank_mean")
 class _Mean(_One):
     def __init__(self, config: ATRank.Config) -> None:
         super().__init__(config)
@@ -58,7 +56,6 @@ class _Mean(_One):
         return behaviours.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-@register("claims.atrank_recurrent")
 class _Recurrent(_One):
     def __init__(self, config: ATRank.Config) -> None:
         super().__init__(config)
@@ -78,16 +75,16 @@ class _Nothing(torch.nn.Module):
         return x * mask[..., None]
 
 
+_READERS = {"attention": ATRank, "mean": _Mean, "recurrent": _Recurrent}
+
+
 def _readers(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
     given = stream("diginetica", _CLICKS)
     alone = {"words": 0, "passed_over": 0}  # a stream of clicks has nothing else
     figures: dict[str, float] = {}
-    for name, model in (
-        ("attention", "atrank"),
-        ("mean", "claims.atrank_mean"),
-        ("recurrent", "claims.atrank_recurrent"),
-    ):
-        found = _measure(given, seeded(TrainerConfig(model=model), seed, **alone))
+    for name, model in _READERS.items():
+        with registered(f"atrank_{name}", model) as own:
+            found = _measure(given, seeded(TrainerConfig(model=own), seed, **alone))
         figures |= {name: found["recall"], f"{name}_auc": found["auc"]}
     return figures
 

@@ -13,8 +13,7 @@ with the trainer's optimisers. BPR-MF: Rendle et al., UAI 2009; FPMC: Rendle et 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._claims import Claim, Report
-from benchmarks._streams import Learner, Tested, progressive, seeded, stream
+from benchmarks._streams import Learner, Tested, progressive, registered, seeded, stream
 from features.batch import Items, Users
 from trainers import models
 from trainers.models.parts.history import newest, sequence
@@ -70,28 +69,16 @@ class FPMC(BPRMF):
 _CONTENDERS: Mapping[str, type[TransRec]] = {"transrec": TransRec, "bpr_mf": BPRMF, "fpmc": FPMC}
 
 
-def _config(name: str) -> TrainerConfig:
-    return TrainerConfig(
-        model=f"claims.{name}", options=_OPTIONS, negatives=NegativesConfig(uniform=512)
-    )
-
-
-@contextmanager
-def _known(name: str, model: type[TransRec]) -> Iterator[None]:
-    """Lets a trainer make a model that is no system, for so long."""
-    models.register(f"claims.{name}")(model)
-    try:
-        yield
-    finally:
-        del models._REGISTRY[f"claims.{name}"]
+def _config(model: str) -> TrainerConfig:
+    return TrainerConfig(model=model, options=_OPTIONS, negatives=NegativesConfig(uniform=512))
 
 
 def measure(seed: int, report: Report) -> Mapping[str, float]:
     """AUC of all three, of all users and of the cold ones."""
     found: dict[str, float] = {}
     for name, model in _CONTENDERS.items():
-        with _known(name, model):
-            learner = Learner(seeded(_config(name), seed))
+        with registered(name, model) as own:
+            learner = Learner(seeded(_config(own), seed))
         tested = progressive(stream("taobao-2h"), learner, share=_SHARE)
         items = len(learner.trainer.corpus)
         found[name] = auc(tested, items)

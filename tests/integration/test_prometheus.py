@@ -368,7 +368,9 @@ def test_lies_are_found_and_end(watched: Watched) -> None:
     with Planting() as planting:
         planting.often(causes.lies)
         # What lasts becomes usual.
-        watched.wait_until_both_have_found(found | {"scenario is not distributed as it was"})
+        watched.wait_until_both_have_found(
+            found | {"scenario is not distributed as it was"}, timeout_s=120
+        )
     with Planting() as planting:
         planting.often(causes.likes)
         watched.wait_until_neither_finds(found)
