@@ -175,7 +175,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         "warm_up": 300, "enough": 64, "users": 256, "memory": 512, "check_every": 2,
         "good_to_free": 10, "growth": 20.0,
     }  # fmt: skip
-    table["quality"] = {"tested_half_life": 50}
+    table["quality"] = {"tested_half_life": 50, "share": 0.5}
     table["drift"] = {
         "first": 200, "reference": 1_000, "now": 200, "enough": 400, "look_every": 50, "looks": 2,
     }  # fmt: skip
