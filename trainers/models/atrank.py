@@ -16,7 +16,7 @@ learnt once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -28,6 +28,7 @@ from features.tensors import PaddedMoments, pad_history, pad_moments
 from trainers.models import RetrievalStep, register
 from trainers.models.parts.attention import Transformer, attend
 from trainers.models.parts.history import padded_rows
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
 from trainers.table import EmbeddingTable, TableConfig
 
@@ -73,12 +74,7 @@ class ATRank(nn.Module):
         self.config = config
         self.width = config.width
         self.temperature = config.temperature
-        self.tables = {
-            name: EmbeddingTable(
-                replace(config.table, name=name, width=config.width, seed=config.seed)
-            )
-            for name in ("item", "token", "word")
-        }
+        self.tables = tables(config.table, config.width, config.seed, "item", "token", "word")
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.actions = nn.Embedding(_KINDS + 3, config.width)  # the first: not known

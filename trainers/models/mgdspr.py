@@ -20,7 +20,7 @@ Where this differs from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,8 +39,9 @@ from trainers.models.parts.history import newest
 from trainers.models.parts.mixed import mixed_softmax
 from trainers.models.parts.recurrent import Recurrent
 from trainers.models.parts.searches import Searches, bigrams, padded
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 _MODESTY = 0.3  # how much of what a layer is born with stays beside the identity
 
@@ -91,12 +92,7 @@ class MGDSPR(nn.Module):
         self.config = config
         self.width = config.width
         self.temperature = config.temperature
-        self.tables = {
-            name: EmbeddingTable(
-                replace(config.table, name=name, width=config.width, seed=config.seed)
-            )
-            for name in ("item", "token")
-        }
+        self.tables = tables(config.table, config.width, config.seed, "item", "token")
         self._fields: list[int] = field_codes(config.fields).tolist()
         width, heads = config.width, config.heads
         with torch.random.fork_rng():

@@ -20,7 +20,7 @@ Where this differs from the paper, for a stream that is learnt once:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ from streaming.sources.chance import normal
 from trainers.models import RetrievalStep, register
 from trainers.models.parts.described import history_items
 from trainers.models.parts.routing import interest_counts, route
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 
 @register("mind")
@@ -71,18 +72,9 @@ class Mind(nn.Module):
         self.config = config
         self.width = config.width
         self.temperature = config.temperature
-        self.tables = {
-            name: EmbeddingTable(
-                replace(
-                    config.table,
-                    name=name,
-                    width=config.width,
-                    birth_scale=0.0 if name == "user" else config.table.birth_scale,
-                    seed=config.seed,
-                )
-            )
-            for name in ("user", "item", "token")
-        }
+        self.tables = tables(
+            config.table, config.width, config.seed, "user", "item", "token", zero={"user"}
+        )
         self.bilinear = nn.Parameter(torch.eye(config.width))
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)

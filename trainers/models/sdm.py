@@ -16,7 +16,7 @@ Where this differs from the paper, for a stream that is learnt once:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,8 +33,9 @@ from trainers.models.parts.attention import SelfAttention, attend
 from trainers.models.parts.described import history_items
 from trainers.models.parts.gates import FusionGate
 from trainers.models.parts.recurrent import Recurrent
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 _DAY_US = 86_400_000_000
 
@@ -75,18 +76,9 @@ class Sdm(nn.Module):
         self.config = config
         self.width = width = config.width
         self.temperature = config.temperature
-        self.tables = {
-            name: EmbeddingTable(
-                replace(
-                    config.table,
-                    name=name,
-                    width=width,
-                    birth_scale=0.0 if name == "user" else config.table.birth_scale,
-                    seed=config.seed,
-                )
-            )
-            for name in ("user", "item", "token")
-        }
+        self.tables = tables(
+            config.table, config.width, config.seed, "user", "item", "token", zero={"user"}
+        )
         self.fields = field_codes(config.fields).tolist()
         sets = 1 + max(1, len(self.fields))  # of values: ids, and each field's
         with torch.random.fork_rng():

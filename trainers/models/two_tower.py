@@ -13,7 +13,7 @@ that are like those of the history.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from features.batch import Items, Users
 from trainers.models import RetrievalStep, register
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 _PLEASED = 0.5  # rewards of actions that pleased
 
@@ -56,18 +57,9 @@ class TwoTower(nn.Module):
         self.config = config
         self.width = config.width
         self.temperature = config.temperature
-        self.tables = {
-            name: EmbeddingTable(
-                replace(
-                    config.table,
-                    name=name,
-                    width=config.width,
-                    birth_scale=0.0 if name == "user" else config.table.birth_scale,
-                    seed=config.seed,
-                )
-            )
-            for name in ("user", "item", "token")
-        }
+        self.tables = tables(
+            config.table, config.width, config.seed, "user", "item", "token", zero={"user"}
+        )
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.user_tower = tower(3 * config.width, config)
