@@ -175,34 +175,39 @@ class Doctor:
     # -- what is served --------------------------------------------------------------------
 
     def _versions(self, log: Log) -> Iterator[Finding]:
+        for role, trainer in self.recipe.trainers.items():
+            yield from self._of_model(log, role, trainer.called)
+
+    def _of_model(self, log: Log, role: str, called: str) -> Iterator[Finding]:
         from infra.status import newest_version
         from infra.wiring import version_store
         from trainers.versions import VersionInfo
 
-        newest = newest_version(log)
+        log_file = self.home.log_file(role)
+        newest = newest_version(log, called)
         if newest is None:
-            yield warn("versions", "none has been published yet", "wait for the trainer; if it has"
-                       f" events, {self.home.log_file('trainer')} says what keeps it")  # fmt: skip
+            yield warn("versions", f"none of {called} has been published yet", "wait for the"
+                       f" trainer; if it has events, {log_file} says what keeps it")  # fmt: skip
             return
         store = version_store(self.recipe, self.home)
-        fields = {name: newest[name] for name in VersionInfo.__dataclass_fields__}
-        store.read(VersionInfo(**fields))  # verifies every checksum
+        known = VersionInfo.__dataclass_fields__.keys() & newest.keys()
+        store.read(VersionInfo(**{name: newest[name] for name in known}))  # verifies all checksums
         name, age_s = newest["name"], self.clock() - newest["published_us"] / 1e6
         if (pinned := store.pinned(newest["model"])) is not None:
             yield warn("versions", f"replicas are held at {pinned}; the newest is {name}",
                        "`headrace versions unpin`, if that is over")  # fmt: skip
             return
         late_s = _LATE * self.recipe.trainer.publish_every_s
-        if age_s > late_s and self._waiting(log):
+        if age_s > late_s and self._waiting(log, role):
             yield fail("versions", f"{name} is {age_s:,.0f} s old, and samples wait to be learnt",
-                       f"{self.home.log_file('trainer')} says what keeps the trainer")  # fmt: skip
+                       f"{log_file} says what keeps the trainer")  # fmt: skip
         else:
             yield ok("versions", f"{name} can be read, {age_s:,.0f} s old")
 
-    def _waiting(self, log: Log) -> bool:
+    def _waiting(self, log: Log, role: str) -> bool:
         from infra.status import progress
 
-        return progress(log, self.home.learning).lag.get("trainer", 0) > 0
+        return progress(log, self.home).lag.get(role, 0) > 0
 
     def _replicas(self) -> Iterator[Finding]:
         served: dict[str, str] = {}

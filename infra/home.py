@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -84,14 +84,24 @@ class Home:
     @property
     def learning(self) -> Learning:
         """How the last `headrace run` here was to learn."""
-        try:
-            return "daily" if (self.path / "learning").read_text() == "daily" else "realtime"
-        except FileNotFoundError:
-            return "realtime"
+        return "daily" if self._noted()[:1] == ["daily"] else "realtime"
 
-    def note_learning(self, learning: Learning) -> None:
+    @property
+    def models(self) -> dict[str, str]:
+        """The models that it trains, by the role of who does; that of [trainer] first."""
+        pairs = (line.partition(" ") for line in self._noted()[1:])
+        return {role: model for role, _, model in pairs}
+
+    def note_learning(self, learning: Learning, models: Mapping[str, str]) -> None:
         """Says it to commands that know no recipe, such as `headrace status`."""
-        (self.path / "learning").write_text(learning)
+        lines = [learning, *(f"{role} {model}" for role, model in models.items())]
+        (self.path / "learning").write_text("\n".join(lines))
+
+    def _noted(self) -> list[str]:
+        try:
+            return (self.path / "learning").read_text().splitlines()
+        except FileNotFoundError:
+            return []
 
     def clear(self) -> None:
         """Removes the state, and nothing that is not Headrace's.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
-from infra.home import Learning
-from infra.status import GROUPS
 from streaming.dead_letters import WaitingLetters
 from streaming.errors import LogError
 from streaming.log import NOBODY, TOPICS, Log
@@ -16,11 +15,14 @@ _MOST = 4_096  # partitions, of all topics and groups
 
 
 class LogMetrics:
-    """Where every partition ends and every group stands, as of the last `look`."""
+    """Where every partition ends and every group stands, as of the last `look`.
 
-    def __init__(self, metrics: Metrics, log: Log, learning: Learning) -> None:
+    `groups` are the topics that each reads.
+    """
+
+    def __init__(self, metrics: Metrics, log: Log, groups: Mapping[str, Sequence[str]]) -> None:
         self._log = log
-        self._groups = GROUPS[learning]
+        self._groups = groups
         self._letters = WaitingLetters(log)
         self._end = metrics.gauge(
             "headrace_partition_end_records",

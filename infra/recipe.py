@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 from features.aggregator import AggregatorConfig
 from features.behaviour import BehaviourConfig
@@ -26,23 +30,29 @@ from streaming.errors import ConfigError
 from streaming.events import EventRules
 from streaming.joiner import JoinerConfig
 from streaming.loop import LoopConfig
-from streaming.settings import fill
+from streaming.settings import changed, fill
 from streaming.sources.registry import find_source
 from streaming.sources.replay import ReplayConfig
 from trainers.group import GroupConfig
 from trainers.models import find as find_model
+from trainers.models import names as registered
 from trainers.trainer import TrainerConfig
 
-__all__ = ["NO_SOURCE", "RECIPES", "Recipe", "load_recipe"]
+__all__ = ["NO_SOURCE", "RECIPES", "TRAINER", "Recipe", "load_recipe"]
 NO_SOURCE = "none"  # live events only
+TRAINER = "trainer"  # the role of who trains [trainer]'s model
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that `headrace run` needs to know beside where its home is.
 
+    `models` are trained beside that of [trainer], each by its name: a registered model, or what a
+    variant of [trainer]'s is called. A table has what its trainer does otherwise than [trainer]; of
+    the options a variant takes over those that it does not set, another model has its own.
+
     Raises:
-        ConfigError: it is to learn from an archive that is not kept.
+        ConfigError: it is to learn from an archive that is not kept, or `models` are not as above.
     """
 
     source: str = "ml-latest-small"  # a name in streaming.sources.registry, or NO_SOURCE
@@ -57,6 +67,7 @@ class Recipe:
     features: StoreConfig = field(default_factory=StoreConfig)
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     group: GroupConfig = field(default_factory=GroupConfig)
     serving: ApiConfig = field(default_factory=ApiConfig)
     replica: ReplicaConfig = field(default_factory=ReplicaConfig)
@@ -82,6 +93,35 @@ class Recipe:
                 'learning = "daily" learns from the archive, and [archive] enabled = false keeps'
                 ' none: set it to true, or learning to "realtime"'
             )
+        if self.models and self.learning == "daily":
+            raise ConfigError(
+                'learning = "daily" trains the model of [trainer] alone: leave [models] out, or set'
+                ' learning to "realtime"'
+            )
+        called = [one.called for one in self.trainers.values()]
+        if twice := {name for name in called if called.count(name) > 1}:
+            raise ConfigError(
+                f"two models are called {', '.join(twice)}, that of [trainer] and one of [models]:"
+                " give one another name, and say by `model = ...` which registered one it is"
+            )
+
+    @cached_property
+    def trainers(self) -> Mapping[str, TrainerConfig]:
+        """Each model's, by the role of who trains it; that of [trainer] first."""
+        beside = {f"{TRAINER}-{name}": self._beside(name) for name in self.models}
+        return {TRAINER: self.trainer, **beside}
+
+    def _beside(self, name: str) -> TrainerConfig:
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise ConfigError(
+                f"models.{name!r}: a name begins with a letter, and has letters, digits and _"
+            )
+        own = dict(self.models[name])
+        own.setdefault("model", name if name in registered() else self.trainer.model)
+        variant = own["model"] == self.trainer.model
+        own["options"] = _merged(self.trainer.options if variant else {}, own.get("options", {}))
+        called = None if own["model"] == name else name
+        return replace(changed(self.trainer, own, f"models.{name}"), name=called)
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -93,5 +133,16 @@ def load_recipe(name_or_path: str) -> Recipe:
     recipe = fill(Recipe, read_recipe(name_or_path), "")
     if recipe.source != NO_SOURCE:
         find_source(recipe.source)
-    find_model(recipe.trainer.model, recipe.trainer.options)  # sooner than the trainer would
+    for role, trainer in recipe.trainers.items():  # sooner than the trainer would
+        where = "trainer" if role == TRAINER else f"models.{trainer.called}"
+        find_model(trainer.model, trainer.options, f"{where}.options")
     return recipe
+
+
+def _merged(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables in tables, laid over others."""
+    merged = {**given, **own}
+    for key in given.keys() & own.keys():
+        if isinstance(given[key], Mapping) and isinstance(own[key], Mapping):
+            merged[key] = _merged(given[key], own[key])
+    return merged

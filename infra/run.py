@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from features.store import FeastStore
-from infra.home import Home, Learning
+from infra.home import Home
 from infra.log_metrics import LogMetrics
 from infra.logs import log_to_file
 from infra.monitor.monitor import Monitor, Watched
@@ -23,7 +23,7 @@ from infra.progress import Reporter
 from infra.recipe import NO_SOURCE, Recipe
 from infra.serving import Serving, answering, check_port
 from infra.signals import stopped_by_signals
-from infra.status import progress
+from infra.status import groups, progress
 from infra.targets import targets
 from infra.threads import Threads
 from infra.wiring import archiver, catalog_loop, version_store
@@ -37,14 +37,15 @@ from streaming.metrics import Metrics
 from streaming.open_log import open_log
 from streaming.sources.registry import open_source
 from streaming.sources.replay import Replay
-from trainers.versions import VersionInfo
 
 logger = logging.getLogger(__name__)
-ROLES: Mapping[Learning, Sequence[str]] = {
-    "realtime": ("joiner", "aggregator", "trainer"),
-    "daily": ("joiner", "aggregator"),  # versions come from `headrace daily`
-}
 SETTLED_S = 1.0
+
+
+def roles(recipe: Recipe) -> list[str]:
+    """What runs in actors of their own. By day versions come from `headrace daily`."""
+    trainers = recipe.trainers if recipe.learning == "realtime" else ()
+    return ["joiner", "aggregator", *trainers]
 
 
 class System:
@@ -57,6 +58,7 @@ class System:
         self._recipe = recipe
         self._home = home
         self._port = port
+        home.note_learning(recipe.learning, {k: v.called for k, v in recipe.trainers.items()})
         log_file = home.log_file("run")
         self._threads = Threads(log_file)
         self.stopping = self._threads.stopping
@@ -65,13 +67,12 @@ class System:
         told = self.metrics if recipe.metrics.enabled else None
         catalog = catalog_loop(recipe, home, self.log, told)
         self.serving = Serving(recipe, home, self.log, catalog, log_file, self.metrics)
-        self._log_metrics = LogMetrics(self.metrics, self.log, recipe.learning)
+        self._log_metrics = LogMetrics(self.metrics, self.log, groups(home))
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self._settled: tuple[object, float] = (None, 0.0)
         self._archiver: Archiver | None = None
-        home.note_learning(recipe.learning)
-        self.workers = Workers(ROLES[recipe.learning], recipe, home, self._threads.fail)
+        self.workers = Workers(roles(recipe), recipe, home, self._threads.fail)
 
     @property
     def failure(self) -> str | None:
@@ -115,12 +116,11 @@ class System:
         `caught_up`: all of the source is learnt and served; or by day, is in the archive.
         """
         replay = None if self.replay is None else self.replay.progress
-        info = self.serving.replica.info
         found = self.serving.status()
         return {
             **found,
             "caught_up": (replay is None or replay.done >= replay.total)
-            and self._is_settled(found, info),
+            and self._is_settled(found),
             "replay": None
             if replay is None
             else {
@@ -133,27 +133,30 @@ class System:
             "restarts": self.workers.restarts,
         }
 
-    def _is_settled(self, found: dict[str, Any], info: VersionInfo | None) -> bool:
+    def _is_settled(self, found: dict[str, Any]) -> bool:
         """Whether nothing waits, and what is served is the newest that can be."""
         now = time.monotonic()
-        newest = found["newest_version"]
-        served = None if info is None else info.name
-        # While replicas are to stay at a version, the newest is not waited for.
-        behind = served != found["version"] and self.serving.target is None
-        waiting = any(found["lag"].values()) or behind
+        newest = [one for one in (found["newest_version"], *found["beside"].values()) if one]
+        whole = len(newest) == len(self._recipe.trainers) and found["served_version"] is not None
+        waiting = any(found["lag"].values()) or (
+            whole and not self.serving.is_at([one["name"] for one in newest])
+        )
         if self._recipe.learning == "daily":
             # Of what the archiver has read, rows wait until a file is worth it.
             return not waiting and self._archiver is not None and self._archiver.writer.rows == 0
-        if waiting or info is None or newest is None:
+        if waiting or not whole:
             self._settled = (None, now)
             return False
+        trainers = self._recipe.trainers
         if self._home.log_is_embedded:  # there a step is an offset
-            return bool(newest["step"] == found["positions"]["trainer"])
+            steps = [found["positions"][role] for role in trainers]
+            return steps == [one["step"] for one in newest]
         # A trainer that has learnt more publishes it soon.
-        state = (found["version"], found["records"])
+        state = ([one["name"] for one in newest], found["records"])
         if state != self._settled[0]:
             self._settled = (state, now)
-        return now - self._settled[1] > SETTLED_S + self._recipe.trainer.publish_every_s
+        soon_s = max(one.publish_every_s for one in trainers.values())
+        return now - self._settled[1] > SETTLED_S + soon_s
 
     # -- the parts -------------------------------------------------------------------------
 
@@ -180,8 +183,8 @@ class System:
             targets=lambda: targets(self._home),
             expected=[
                 (role, rank)
-                for role in ROLES[recipe.learning]
-                for rank in range(recipe.group.ranks if role == "trainer" else 1)
+                for role in roles(recipe)
+                for rank in range(recipe.group.ranks if role in recipe.trainers else 1)
             ],
             status=self.status,
             pinned=lambda: serving.pinned,
@@ -206,8 +209,9 @@ class System:
 
     def _waiting(self) -> int:
         """Records on the way: in front of the feature store, or of a trainer of this run."""
-        lag = progress(self.log, self._recipe.learning).lag
-        return max(lag["aggregator"], lag["joiner"] + lag.get("trainer", 0))
+        lag = progress(self.log, self._home).lag
+        trainers = [lag[role] for role in self._recipe.trainers if role in lag]
+        return max(lag["aggregator"], lag["joiner"] + max(trainers, default=0))
 
     def _run_replay(self, stopping: threading.Event) -> None:
         if self.replay is not None:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +28,15 @@ from features.freshness import saved_freshness
 from features.skew import Skew
 from features.store import FeastStore
 from infra.home import Home
+from infra.kept_model import KeptModel
 from infra.recipe import Recipe
 from infra.status import newest_version, status
 from infra.targets import Target, announced, discovery, targets
 from infra.threads import Threads
 from infra.tracing import open_tracing
-from infra.wiring import catalog_tail, version_store
+from infra.wiring import catalog_tail
 from serving.answers import Answer, Wanted
 from serving.drift_watch import DriftWatch
-from serving.follower import Follower
 from serving.http.answer_json import answer_json
 from serving.http.api import Service, create_app
 from serving.http.connections import guarded
@@ -44,17 +44,16 @@ from serving.impression_log import ImpressionLog
 from serving.live_watch import LiveWatch
 from serving.metrics import ServingMetrics
 from serving.recommender import Recommender
-from serving.replica import Replica
 from serving.sample_watch import SampleWatch
 from serving.served_watch import ServedWatch
 from serving.skew_watch import SkewWatch
-from serving.version_watch import VersionWatch
 from streaming.errors import ConfigError
 from streaming.log import Log
 from streaming.loop_metrics import observe_age
 from streaming.metrics import Metrics
 from streaming.open_log import open_log
 from streaming.tail import Tail
+from trainers.trainer import TrainerConfig
 from trainers.versions import VersionInfo
 
 Run = Callable[[threading.Event], None]
@@ -100,19 +99,20 @@ class Serving:
         self.draining = threading.Event()  # from then on nobody is to send requests any more
         self.metrics = ServingMetrics(metrics)
         self._tracing = open_tracing(recipe.tracing, log_file.stem)
-        self.replica = Replica(recipe.replica)
         self.features = FeastStore(home.features, recipe.features)
         self.skew = _skew_watch(recipe, self.metrics)
         self.served = ServedWatch(
             recipe.joiner.impressions.labels, recipe.recommend.experiments, recipe.quality, metrics
         )
+        own, *beside = recipe.trainers.values()
+        self._own = self._kept(own, self._observe_version, self._note_version)
+        self._beside = [self._kept(one, self._observe_beside, self.served.know) for one in beside]
+        self.replica = self._own.replica
         self.live = LiveWatch(self.replica, recipe.quality, metrics)
         self.drift = DriftWatch(recipe.drift, metrics)
         # The live watch first: a sample that waits may be learnt meanwhile.
         self._samples = SampleWatch(log, [self.live, self.skew, self.served, self.drift])
         self.impressions = ImpressionLog(log, recipe.events, recipe.impressions, self.metrics)
-        self._follower = self._make_follower()
-        self._versions = VersionWatch(log, lambda: self.replica.info, self._look_back)
         self._answered: VersionInfo | None = None  # the newest version that made an answer
         self._applied_s = 0.0  # when the newest version was applied
         told = self.metrics.told
@@ -121,6 +121,7 @@ class Serving:
             catalog.step,
             self.features,
             recipe.recommend,
+            beside=[one.replica for one in self._beside],
             kinds=recipe.behaviour.kinds,
             told=told if self._tracing is None else self._tracing.told(told),
             proposed=self.metrics.proposed,
@@ -152,7 +153,8 @@ class Serving:
         """What keeps it fresh, each to be run in a thread of its own."""
         return {
             "catalog": self._catalog.run,
-            "follower": self._follower.run,
+            "follower": self._own.follower.run,
+            **{f"follower-{one.name}": one.follower.run for one in self._beside},
             "samples": self._samples.run,
             "impressions": self.impressions.run,
             "settle": self._settle_when_ready,
@@ -172,26 +174,30 @@ class Serving:
 
     def _missing(self) -> str | None:
         """Which version it waits for; None for none."""
-        if self.replica.info is not None:
+        return next(filter(None, map(self._missing_of, (self._own, *self._beside))), None)
+
+    def _missing_of(self, model: KeptModel) -> str | None:
+        if model.served is not None:
             return None
-        if self._follower.target == "":  # until a version may be served, what is popular is
+        if model.follower.target == "":  # until a version may be served, what is popular is
             return None
         if self.recipe.learning == "realtime":
-            return "no model version has been published yet; the trainer is starting"
-        newest = newest_version(self._log)
+            of = "" if model is self._own else f" of {model.name}"
+            return f"no model version{of} has been published yet; the trainer is starting"
+        newest = newest_version(self._log, model.name)
         if newest is None:
             return None
         return f"{newest['name']} is not loaded; if it cannot be, {self._log_file} says"
 
     def status(self) -> dict[str, Any]:
         """What `/v1/status` answers of a replica: how the system does, and what is served here."""
-        info = self.replica.info
         reason = self.not_ready()
         return {
             **status(self._log, self._home),
             "ready": reason is None,
             "not_ready": reason,
-            "served_version": None if info is None else info.name,
+            "served_version": self._own.served,
+            "served_beside": {one.name: one.served for one in self._beside},
             "features": saved_freshness(self._home.features),
             "skew": self.skew.figures(),
             "experiments": self.served.experiments(),
@@ -240,55 +246,55 @@ class Serving:
         address = config.address(self.recipe.serving.host, port)
         return announced(self._home, Target(process, 0, address))
 
-    def _make_follower(self) -> Follower:
-        observe = self._observe_version
-        return Follower(
-            self._log,
-            version_store(self.recipe, self._home),
-            self.replica,
-            look_back=self._look_back,
-            applied=observe if self._tracing is None else self._tracing.applied(observe),
-            # The follower itself logs which one, and why.
-            refused=lambda _info, _reason: self.metrics.versions_refused.inc(),
-            noted=self._note_version,
-        )
+    def _kept(
+        self,
+        trainer: TrainerConfig,
+        applied: Callable[[VersionInfo, float], None],
+        noted: Callable[[VersionInfo], None],
+    ) -> KeptModel:
+        if self._tracing is not None:
+            applied = self._tracing.applied(applied)
 
-    @property
-    def _look_back(self) -> int:
-        """Offsets of the last announcements, of which a replica needs some."""
-        # Two snapshots and the deltas between; three offsets an announcement, for each may come in
-        # a transaction of its own, which may use up some.
-        return 3 * (2 * (self.recipe.trainer.snapshot_every + 1) + 1)
+        def refused(_info: VersionInfo, _reason: str) -> None:
+            self.metrics.versions_refused.inc()
+
+        return KeptModel(self.recipe, self._home, self._log, trainer, applied, refused, noted)
 
     def _behind_s(self) -> float:
-        behind_s = self._versions.behind_s()  # it knows of versions that are held back
-        return behind_s if self.pinned is None else 0.0  # there it is to stay
+        return max(one.behind_s() for one in (self._own, *self._beside))
 
-    @property
-    def target(self) -> str | None:
-        """The version at which replicas are to stay, by hand or for the gate; None if they follow
-        the newest, "" if the gate lets none be served.
+    def is_at(self, newest: Sequence[str]) -> bool:
+        """Whether each model is served at this version, unless it is to stay at another, by hand or
+        for the gate: then the newest is not waited for.
         """
-        return self._follower.target
+        models = (self._own, *self._beside)
+        return all(
+            one.served == name or one.follower.target is not None
+            for one, name in zip(models, newest, strict=True)
+        )
 
     @property
     def pinned(self) -> str | None:
         """The version that replicas are held at; None if they follow the newest."""
-        return self._follower.pinned
+        return self._own.follower.pinned
 
     def _note_version(self, info: VersionInfo) -> None:
         self.served.know(info)
         self.live.know(info)
 
-    def _observe_version(self, info: VersionInfo, seconds: float) -> None:
+    def _observe_beside(self, info: VersionInfo, seconds: float) -> None:
         metrics = self.metrics
         metrics.versions.inc()
         metrics.apply_seconds.observe(seconds)
+        if info.learnt_logged_us is not None:  # it has learnt something new
+            observe_age(metrics.served, info.learnt_logged_us, time.time())
+
+    def _observe_version(self, info: VersionInfo, seconds: float) -> None:
+        self._observe_beside(info, seconds)
+        metrics = self.metrics
         metrics.version_number.set(info.number)
         self._applied_s = time.time()
         metrics.served_at.set(self._applied_s)
-        if info.learnt_logged_us is not None:  # it has learnt something new
-            observe_age(metrics.served, info.learnt_logged_us, time.time())
         if info.watermark_us is not None:
             metrics.watermark.set(info.watermark_us / 1e6)
         for figure, value in info.metrics.items():

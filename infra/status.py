@@ -13,19 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.home import Home, Learning
+from infra.home import Home
 from serving.times import time_text
 from streaming.cuts import CutDirectory
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
-from trainers.versions import is_doorbell, read_announcement
+from trainers.versions import is_about, is_doorbell, read_announcement
 
-# Which topics each consumer group reads. By day one learns what is archived, so there it is the
-# archive that something may wait for.
+# By day one learns what is archived, so there it is the archive that something may wait for.
 _ALWAYS = {"joiner": (EVENTS,), "aggregator": (EVENTS,), "catalog": (EVENTS,)}
-GROUPS: Mapping[Learning, Mapping[str, tuple[str, ...]]] = {
-    "realtime": {**_ALWAYS, "trainer": (SAMPLES,)},
-    "daily": {**_ALWAYS, "archive": (EVENTS, SAMPLES)},
-}
+_PLACE = TopicPartition(VERSIONS, 0)
+_LOOK_BACK = 4_096  # records of `versions`
+
+
+def groups(home: Home) -> dict[str, tuple[str, ...]]:
+    """The topics that each consumer group of a run reads."""
+    if home.learning == "daily":
+        return {**_ALWAYS, "archive": (EVENTS, SAMPLES)}
+    return {**_ALWAYS, **dict.fromkeys(home.models or ("trainer",), (SAMPLES,))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,12 @@ class Progress:
     lag: dict[str, int]
 
 
-def progress(log: Log, learning: Learning) -> Progress:
+def progress(log: Log, home: Home) -> Progress:
     """Reads where every group stands, in records."""
-    groups = GROUPS[learning]
+    read = groups(home)
     # Positions first: what is appended in between makes a lag too large, never negative.
     positions = {
-        group: sum(log.positions(group, topics).values()) for group, topics in groups.items()
+        group: sum(log.positions(group, topics).values()) for group, topics in read.items()
     }
     ends = dict.fromkeys(TOPICS, 0)
     for place, end in log.ends(TOPICS).items():
@@ -50,25 +54,25 @@ def progress(log: Log, learning: Learning) -> Progress:
     # What fell out of retention is not waiting for anybody.
     lag = {
         group: max(0, sum(ends[topic] for topic in topics) - positions[group])
-        for group, topics in groups.items()
+        for group, topics in read.items()
     }
     return Progress(ends, positions, lag)
 
 
-def newest_version(log: Log) -> dict[str, Any] | None:
-    """The newest announcement on the topic `versions`."""
-    place = TopicPartition(VERSIONS, 0)
-    end, first = log.ends([VERSIONS])[place], log.positions(NOBODY, [VERSIONS])[place]
-    position, record = end, None
-    while record is None and position > first:  # there may be doorbells behind it
-        position = max(first, position - 1)
-        found = log.read({place: position}, 1, timeout_s=0)
-        record = next((one for one in found if not is_doorbell(one)), None)
-    if record is None:
-        return None
-    announced: dict[str, Any] = json.loads(record.value)
-    name = read_announcement(record).name
-    return {**announced, "name": name, "published_us": record.logged_us}
+def newest_version(log: Log, model: str | None = None) -> dict[str, Any] | None:
+    """The newest announcement of a model, or of any; None if it was none of the last thousands."""
+    end, first = log.ends([VERSIONS])[_PLACE], log.positions(NOBODY, [VERSIONS])[_PLACE]
+    first = max(first, end - _LOOK_BACK)
+    position, count = end, 1
+    while position > first:  # there may be doorbells behind it, or versions of others
+        position, count = max(first, position - count), min(count, position - first)
+        for record in reversed(log.read({_PLACE: position}, count, timeout_s=0)):
+            if is_about(record, model) and not is_doorbell(record):
+                announced: dict[str, Any] = json.loads(record.value)
+                name = read_announcement(record).name
+                return {**announced, "name": name, "published_us": record.logged_us}
+        count *= 2
+    return None
 
 
 def joiner_counts(cuts: Path) -> dict[str, int]:
@@ -101,25 +105,14 @@ def status(log: Log, home: Home) -> dict[str, Any]:
 
     What the joiner and `headrace daily` counted is that of their newest cuts, some seconds ago.
     """
-    learning = home.learning
-    where = progress(log, learning)
-    version = newest_version(log)
-    shown = None
-    if version is not None:
-        learnt = version["learnt_logged_us"]
-        shown = {
-            "name": version["name"],
-            "step": version["step"],
-            "age_s": (time.time_ns() // 1000 - version["published_us"]) / 1e6,
-            "bytes": version["bytes"],
-            # From the newest event's arrival in the log to the version that has learnt it.
-            "freshness_s": None if learnt is None else (version["published_us"] - learnt) / 1e6,
-            # Why the gate holds it back, and the version at which replicas stay then.
-            "held": version.get("held"),
-            "last_good": version.get("last_good"),
-        }
+    where = progress(log, home)
+    models = list(home.models.values())
+    version = newest_version(log, next(iter(models), None))
+    shown = None if version is None else _shown(version)
+    beside = {model: newest_version(log, model) for model in models[1:]}
     return {
-        "learning": learning,
+        "learning": home.learning,
+        "groups": groups(home),
         "records": where.ends,
         "positions": where.positions,
         "lag": where.lag,
@@ -129,13 +122,34 @@ def status(log: Log, home: Home) -> dict[str, Any]:
         "newest_version": shown,
         "watermark": None if version is None else time_text(version["watermark_us"]),
         "metrics": None if version is None else version["metrics"],
+        # Of models that are trained beside that of [trainer] the same.
+        "beside": {
+            model: None if one is None else {**_shown(one), "metrics": one["metrics"]}
+            for model, one in beside.items()
+        },
+    }
+
+
+def _shown(version: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a version that was announced."""
+    learnt = version["learnt_logged_us"]
+    return {
+        "name": version["name"],
+        "step": version["step"],
+        "age_s": (time.time_ns() // 1000 - version["published_us"]) / 1e6,
+        "bytes": version["bytes"],
+        # From the newest event's arrival in the log to the version that has learnt it.
+        "freshness_s": None if learnt is None else (version["published_us"] - learnt) / 1e6,
+        # Why the gate holds it back, and the version at which replicas stay then.
+        "held": version.get("held"),
+        "last_good": version.get("last_good"),
     }
 
 
 def show_status(found: dict[str, Any], console: Console) -> None:
     """Prints a status for people."""
     table = Table("group", "reads", "position", "lag", title="Where every step stands")
-    for group, topics in GROUPS[found["learning"]].items():
+    for group, topics in found["groups"].items():
         position, lag = found["positions"][group], found["lag"][group]
         table.add_row(group, ", ".join(topics), f"{position:,}", f"{lag:,} records")
     console.print(table)
@@ -161,11 +175,25 @@ def show_status(found: dict[str, Any], console: Console) -> None:
         )
     for figure, value in sorted(found["metrics"].items()):
         console.print(f"{figure:<32}{value:,.4g}", highlight=False)
+    for model, one in found["beside"].items():
+        told = _told_beside(model, one)
+        console.print(f"beside        {told}", highlight=False, soft_wrap=True)
 
 
 def _counted(joiner: Mapping[str, int]) -> str:
     told = ("opened", "open", "positives", "negatives", "late", "repeated", "unmatched")
     return ", ".join(f"{joiner[name]:,} {name}" for name in told)
+
+
+def _told_beside(model: str, version: Mapping[str, Any] | None) -> str:
+    if version is None:
+        return f"{model}: no version yet"
+    held = "" if version["held"] is None else f", held back: {version['held']}"
+    recall = version["metrics"].get("recent_recall@50")
+    quality = "" if recall is None else f", recall@50 {recall:.3f}"
+    return (
+        f"{version['name']}, step {version['step']:,}, {version['age_s']:,.1f} s ago{quality}{held}"
+    )
 
 
 def _learnt_by_day(daily: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.home import Home
-from infra.recipe import Recipe
+from infra.recipe import TRAINER, Recipe
 from infra.tracing import open_tracing
 from streaming.archive import Archive
 from streaming.archiver import GROUP as ARCHIVE
@@ -125,23 +125,30 @@ def version_store(recipe: Recipe, home: Home) -> VersionStore:
     return VersionStore(place, hours_kept=_HOURS_KEPT)
 
 
-def trainer_loop(recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None) -> Loop[Any]:
-    """`samples` -> versions."""
+def trainer_loop(
+    recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = None, role: str = TRAINER
+) -> Loop[Any]:
+    """`samples` -> versions, of the model that this role trains."""
     from trainers.trainer import Trainer
     from trainers.versions import new_lineage
 
     _use_one_thread()
-    lineage, store = new_lineage(), version_store(recipe, home)
-    good = store.last_good(recipe.trainer.model)
+    lineage, store, config = new_lineage(), version_store(recipe, home), recipe.trainers[role]
+    good = store.last_good(config.called)
 
     def make(state: Artefact | None) -> Trainer:
-        return Trainer(recipe.trainer, lineage, state, last_good=good)
+        return Trainer(config, lineage, state, last_good=good)
 
-    return _loop_to_versions(recipe, home, log, store, make, metrics)
+    return _loop_to_versions(recipe, home, log, store, make, metrics, role)
 
 
-def trainer_rank(
-    recipe: Recipe, home: Home, log: Log, exchange: Exchange, metrics: Metrics | None = None
+def trainer_rank(  # noqa: PLR0913 - as `trainer_loop`, and the exchange
+    recipe: Recipe,
+    home: Home,
+    log: Log,
+    exchange: Exchange,
+    metrics: Metrics | None = None,
+    role: str = TRAINER,
 ) -> Led | Member:
     """One of the ranks that together do what `trainer_loop` does."""
     from trainers.group import Leader, Led, Member
@@ -150,17 +157,18 @@ def trainer_rank(
     from trainers.trainer_metrics import TrainerMetrics
 
     _use_one_thread()
-    cuts, store, peers = home.cuts("trainer"), version_store(recipe, home), Ranks(exchange)
-    good = store.last_good(recipe.trainer.model)
+    cuts, store, peers = home.cuts(role), version_store(recipe, home), Ranks(exchange)
+    config = recipe.trainers[role]
+    good = store.last_good(config.called)
 
     def make(lineage: str, state: Artefact | None) -> Trainer:
-        return Trainer(recipe.trainer, lineage, state, peers, good)
+        return Trainer(config, lineage, state, peers, good)
 
     if exchange.rank > 0:
         told = {} if metrics is None else {"told": TrainerMetrics(metrics).told}
         return Member(exchange, log, make, cuts, store, **told)
     leader = Leader(exchange, log, make, cuts, store, recipe.group)
-    loop = _loop_to_versions(recipe, home, log, store, leader.build, metrics, leader.read)
+    loop = _loop_to_versions(recipe, home, log, store, leader.build, metrics, role, leader.read)
     return Led(loop, leader)
 
 
@@ -171,29 +179,30 @@ def _loop_to_versions(  # noqa: PLR0913 - what its two callers share
     store: VersionStore,
     build: Callable[[Artefact | None], Any],
     metrics: Metrics | None,
+    role: str,
     read: Read | None = None,
 ) -> Loop[Any]:
-    observer = None if metrics is None else _TrainerLoopMetrics(metrics)
+    observer = None if metrics is None else _TrainerLoopMetrics(metrics, role)
     return Loop(
         log,
-        "trainer",
+        role,
         [SAMPLES],
         build,
-        home.cuts("trainer"),
+        home.cuts(role),
         read=read,
         execute=store.execute,
         config=recipe.trainer_loop,
-        observer=_traced(recipe, "trainer", observer),
+        observer=_traced(recipe, role, observer),
     )
 
 
 class _TrainerLoopMetrics(LoopMetrics):
     """The observer of a trainer's loop; in a group, that of the rank that leads."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, role: str) -> None:
         from trainers.trainer_metrics import TrainerMetrics
 
-        super().__init__(metrics, "trainer")
+        super().__init__(metrics, role)
         self._trainer = TrainerMetrics(metrics)
 
     def turned(self, turn: Turn) -> None:
@@ -231,8 +240,11 @@ def archiver(recipe: Recipe, home: Home, log: Log, metrics: Metrics | None = Non
     )
 
 
-LOOPS: dict[str, Callable[[Recipe, Home, Log, Metrics | None], Loop[Any] | Shares]] = {
-    "joiner": joiner_loop,
-    "aggregator": aggregator_loop,
-    "trainer": trainer_loop,
-}
+def loop_of(
+    role: str, recipe: Recipe, home: Home, log: Log, metrics: Metrics | None
+) -> Loop[Any] | Shares:
+    """What an actor of a run does."""
+    if role in recipe.trainers:
+        return trainer_loop(recipe, home, log, metrics, role)
+    make = {"joiner": joiner_loop, "aggregator": aggregator_loop}[role]
+    return make(recipe, home, log, metrics)

@@ -20,7 +20,7 @@ from infra.logs import log_to_file
 from infra.recipe import Recipe
 from infra.targets import telling
 from infra.tracing import open_tracing
-from infra.wiring import LOOPS, trainer_rank
+from infra.wiring import loop_of, trainer_rank
 from streaming.errors import Fenced, HeadraceError
 from streaming.log import Log
 from streaming.metrics import Metrics
@@ -88,16 +88,16 @@ class Worker:
 
     def _loop(self, log: Log, meeting: tuple[str, int] | None, metrics: Metrics | None) -> Any:
         if meeting is None:
-            return LOOPS[self._role](self._recipe, self._home, log, metrics)
+            return loop_of(self._role, self._recipe, self._home, log, metrics)
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from trainers.exchange import connect
 
         store = self._store or TCPStore(*meeting, is_master=False)
-        group, device = self._recipe.group, self._recipe.trainer.device
+        group, device = self._recipe.group, self._recipe.trainers[self._role].device
         host = ray.util.get_node_ip_address()
         exchange = connect(store, host, self._rank, group.ranks, group.answer_within_s, device)
-        return trainer_rank(self._recipe, self._home, log, exchange, metrics)
+        return trainer_rank(self._recipe, self._home, log, exchange, metrics, self._role)
 
 
 class Workers:
@@ -176,8 +176,9 @@ class Workers:
 
     def _live(self, role: str) -> _Ended | None:
         """One life of a role, of all its ranks together; None if it is to begin again."""
-        ranks = range(self._recipe.group.ranks if role == "trainer" else 1)
-        make = _actor_class(self._recipe if role == "trainer" else None)
+        trainer = self._recipe.trainers.get(role)
+        ranks = range(1 if trainer is None else self._recipe.group.ranks)
+        make = _actor_class("cpu" if trainer is None else trainer.device)
         actors = [make.remote(role, self._recipe, self._home, rank) for rank in ranks]
         self._actors[role] = actors
         if self._stopping.is_set():  # it was set before there was anybody to be told
@@ -236,8 +237,8 @@ def _name(role: str, rank: int) -> str:
     return f"{role}'s rank {rank}" if rank else role
 
 
-def _actor_class(recipe: Recipe | None) -> Any:
+def _actor_class(device: str) -> Any:
     """`run` keeps one thread of the actor busy, the other hears `stop`."""
-    on_gpu = recipe is not None and recipe.trainer.device != "cpu"
-    options = {"num_cpus": 0, "num_gpus": int(on_gpu), "max_restarts": 0, "max_concurrency": 2}
+    gpus = int(device != "cpu")
+    options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": 2}
     return ray.remote(**options)(Worker)

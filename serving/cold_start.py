@@ -17,7 +17,7 @@ weights of MacKay and Peto.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 POPULAR, HOT, INTERESTS, NEW, CONTENT = "popular", "hot", "interests", "new", "content"
 SEARCH = "search"
 NOBODY = "nobody"  # where no source proposes an item that is to be ranked
-MODEL, FIRST = "model", "first"  # opinions: the sources have the model's own name
+MODEL, FIRST = "model", "first"  # opinions of each model: the sources have its own name
 _LONG_KNOWN = 5  # times the trust: what is expected of anybody is 4% then, and not asked for
 _NONE = np.empty(0, np.int64)
 _REMEMBERED = 1_000  # kinds of people, or of likings
@@ -73,24 +73,50 @@ class ColdStartConfig:
     temperature: PositiveFloat = 0.07
 
 
+@dataclass(frozen=True, slots=True)
+class Consulted:
+    """A version that has a say in an answer: `part` of what all models together have.
+
+    Its scores become shares by a softmax at `temperature`.
+    """
+
+    served: ServedModel
+    part: float
+    temperature: float
+    _asked: list[Asked] = field(default_factory=list)
+
+    def asked(self, users: Users, *, also_first: bool) -> list[Asked]:
+        """What it makes of the user, and if that is wanted also what it expects of him as if he had
+        done nothing yet. It is asked once, and for both at once.
+        """
+        # No `cached_property`: up to Python 3.11 the visits of all threads wait for its one lock.
+        if not self._asked:
+            self._asked.extend(self.served.ask(_twice(users) if also_first else users))
+        return self._asked
+
+    def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
+        """Scores (n,) as shares of what the version expects of all its items."""
+        total = asked.log_total(self.temperature)
+        shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - total)
+        return shares
+
+
 @dataclass(frozen=True)
 class Visit:
-    """One request: what is known of the user, and the version that answers, if there is one.
+    """One request: what is known of the user, and the versions that answer, by their models; those
+    of which there is none yet are not there.
 
     `count` items are wanted, and the `hidden` will not be shown, nor any that are not `allowed`;
-    `interests` were declared, and `words` are searched for. Scores of the version become shares by
-    a softmax at `temperature`.
+    `interests` were declared, and `words` are searched for.
     """
 
     users: Users
     hidden: Ids
     interests: Sequence[str]
     count: int
-    served: ServedModel | None
-    temperature: float
+    models: Mapping[str, Consulted] = field(default_factory=dict)
     allowed: Subset | None = None
     words: str | None = None
-    _asked: list[Asked] = field(default_factory=list)
 
     @property
     def user(self) -> int:
@@ -100,36 +126,24 @@ class Visit:
     def known_actions(self) -> int:
         return len(self.users.history.values)
 
-    def asked(self, *, also_first: bool) -> list[Asked]:
-        """What the version makes of the user, and if that is wanted also what it expects of him as
-        if he had done nothing yet; there must be one. It is asked once, and for both at once.
-        """
-        # No `cached_property`: up to Python 3.11 the visits of all threads wait for its one lock.
-        if not self._asked:
-            if self.served is None:
-                raise RuntimeError("there is no version yet that could be asked")
-            self._asked.extend(self.served.ask(self._twice() if also_first else self.users))
-        return self._asked
+    @property
+    def served(self) -> ServedModel | None:
+        """The version that speaks for the answer: of the first model that has one."""
+        return next((one.served for one in self.models.values()), None)
 
-    def _twice(self) -> Users:
-        """The user, and he as if he had done nothing yet."""
-        user = self.users
-        return Users(
-            np.repeat(user.ids, 2),
-            _and_none(user.history),
-            user.rewards,
-            user.details,
-            Moments(_and_none(user.searched.ids), user.searched.at_us),
-            Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
-            np.repeat(user.at_us, 2),
-            np.repeat(user.scenarios, 2),
-        )
 
-    def softmax(self, asked: Asked, scores: NDArray[np.float32]) -> Floats:
-        """Scores (n,) as shares of what the version expects of all its items."""
-        total = asked.log_total(self.temperature)
-        shares: Floats = np.exp(scores.astype(np.float64) / self.temperature - total)
-        return shares
+def _twice(user: Users) -> Users:
+    """The user, and he as if he had done nothing yet."""
+    return Users(
+        np.repeat(user.ids, 2),
+        _and_none(user.history),
+        user.rewards,
+        user.details,
+        Moments(_and_none(user.searched.ids), user.searched.at_us),
+        Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
+        np.repeat(user.at_us, 2),
+        np.repeat(user.scenarios, 2),
+    )
 
 
 def _and_none(lists: Jagged) -> Jagged:
@@ -215,17 +229,18 @@ def pooled(proposals: Sequence[Proposals], hidden: Ids = _NONE) -> Candidates:
     return Candidates(items, shares, names, parts)
 
 
-Expected = tuple[str, Asked, float]  # an opinion of the model, what it says, its weight
-Expects = Callable[[Visit], Expected | None]
+Proposed = tuple[str, Ids, Floats]  # a source, items, their shares
+Expected = tuple[str, Asked, float]  # an opinion of a model, what it says, its weight
+Expects = Callable[[Visit, Consulted], Expected | None]
 
 
 def of_what_he_did(config: ColdStartConfig) -> Expects:
-    """The model's opinion of a user who did something."""
+    """A model's opinion of a user who did something."""
 
-    def expects(visit: Visit) -> Expected | None:
-        if visit.served is None or not visit.known_actions:
+    def expects(visit: Visit, model: Consulted) -> Expected | None:
+        if not visit.known_actions:
             return None
-        asked = visit.asked(also_first=_is_new(visit, config))[0]
+        asked = model.asked(visit.users, also_first=_is_new(visit, config))[0]
         return MODEL, asked, (visit.known_actions / config.model_trust) ** 2
 
     return expects
@@ -237,32 +252,42 @@ def _is_new(visit: Visit, config: ColdStartConfig) -> bool:
 
 
 def of_anybody(config: ColdStartConfig) -> Expects:
-    """The model's opinion of who is new: it has learnt what everybody did first."""
+    """A model's opinion of who is new: it has learnt what everybody did first."""
 
-    def expects(visit: Visit) -> Expected | None:
-        if visit.served is None or not _is_new(visit, config):
+    def expects(visit: Visit, model: Consulted) -> Expected | None:
+        if not _is_new(visit, config):
             return None
-        learnt = visit.served.info.metrics.get("samples", 0.0)
-        return FIRST, visit.asked(also_first=True)[1], learnt / (learnt + config.first_trust)
+        learnt = model.served.info.metrics.get("samples", 0.0)
+        asked = model.asked(visit.users, also_first=True)[1]
+        return FIRST, asked, learnt / (learnt + config.first_trust)
 
     return expects
 
 
 class _OfModel:
-    """A source that speaks for one opinion of the model."""
+    """A source that speaks for one opinion of a model."""
 
-    def __init__(self, config: ColdStartConfig, new: NewVectors, expects: Expects) -> None:
+    def __init__(
+        self, name: str, config: ColdStartConfig, new: NewVectors, expects: Expects
+    ) -> None:
+        self._name = name
         self._config = config
         self._new = new
         self._expects = expects
 
     def __call__(self, visit: Visit) -> Proposals | None:
-        expected = self._expects(visit)
-        if visit.served is None or expected is None:
+        model = visit.models.get(self._name)
+        expected = None if model is None else self._expects(visit, model)
+        if model is None or expected is None:
             return None
-        return self._propose(visit, visit.served, expected)
+        opinion, asked, weight = expected
+        found = self._propose(visit, model, asked)
+        if found is None:
+            return None
+        source, items, shares = found
+        return Proposals(source, items, shares, f"{opinion} {self._name}", model.part * weight)
 
-    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals | None:
+    def _propose(self, visit: Visit, model: Consulted, asked: Asked) -> Proposed | None:
         raise NotImplementedError
 
 
@@ -272,12 +297,12 @@ class FromModel(_OfModel):
     Items that are new are left to `FromNew`.
     """
 
-    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals:
-        opinion, asked, weight = expected
+    def _propose(self, visit: Visit, model: Consulted, asked: Asked) -> Proposed:
+        served = model.served
         hidden = np.concatenate([visit.hidden, self._new.get(served).items])
         count = max(self._config.candidates, visit.count)
         items, scores = served.best(asked, count, hidden, visit.allowed)
-        return Proposals(served.info.model, items, visit.softmax(asked, scores), opinion, weight)
+        return served.info.model, items, model.softmax(asked, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,15 +351,14 @@ class FromNew(_OfModel):
     Such an item need not be in the version: it is one of what it is like.
     """
 
-    def _propose(self, visit: Visit, served: ServedModel, expected: Expected) -> Proposals | None:
-        new = self._new.get(served)
+    def _propose(self, visit: Visit, model: Consulted, asked: Asked) -> Proposed | None:
+        new = self._new.get(model.served)
         allowed = _only(new.items, visit.allowed)
         items, vectors = new.items[allowed], new.vectors[allowed]
         if not len(items):
             return None
-        opinion, asked, weight = expected
-        shares = self._config.newcomers * visit.softmax(asked, asked.scores_of(vectors))
-        return Proposals(NEW, items, shares, opinion, weight)
+        shares = self._config.newcomers * model.softmax(asked, asked.scores_of(vectors))
+        return NEW, items, shares
 
 
 class _Remembered:
@@ -430,15 +454,24 @@ class FromSearch:
         return Proposals(SEARCH, items, shares / shares.sum(), SEARCH, self._config.search_trust)
 
 
-def all_sources(config: ColdStartConfig, catalog: Catalog) -> dict[str, Source]:
-    """All of them, by the names by which an answer says that it does without one."""
-    new = NewVectors(config, catalog)
-    known, anybody = of_what_he_did(config), of_anybody(config)
+def all_sources(
+    config: ColdStartConfig, catalog: Catalog, models: Sequence[str]
+) -> dict[str, Source]:
+    """All of them, by the names by which an answer says that it does without one; of the first of
+    the `models` without its name.
+    """
+    sources: dict[str, Source] = {}
+    for place, name in enumerate(models):
+        new, of = NewVectors(config, catalog), f":{name}" if place else ""
+        known, anybody = of_what_he_did(config), of_anybody(config)
+        sources |= {
+            f"model{of}": FromModel(name, config, new, known),
+            f"model_new{of}": FromNew(name, config, new, known),
+            f"first{of}": FromModel(name, config, new, anybody),
+            f"first_new{of}": FromNew(name, config, new, anybody),
+        }
     return {
-        "model": FromModel(config, new, known),
-        "model_new": FromNew(config, new, known),
-        "first": FromModel(config, new, anybody),
-        "first_new": FromNew(config, new, anybody),
+        **sources,
         "hot": FromHot(config, catalog),
         "interests": FromInterests(config, catalog),
         "search": FromSearch(config, catalog),

@@ -8,19 +8,16 @@ sample of his can tell in which arm he was.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import NonNegativeFloat
 
 from streaming.errors import ConfigError
 from streaming.ids import stable_id
-from streaming.settings import fill
 
-C = TypeVar("C")
 _IDS = 2.0**63  # stable ids are below
 
 
@@ -58,24 +55,3 @@ def arm_of(name: str, experiment: Experiment, user: int) -> str:
     # Only rounding could leave the last one out.
     return next((arm for arm, end in zip(experiment.arms, ends, strict=True) if drawn < end),
                 list(experiment.arms)[-1])  # fmt: skip
-
-
-def changed(config: C, changes: Mapping[str, Any], name: str) -> C:
-    """A Config with some settings changed, however deep they lie.
-
-    Raises:
-        ConfigError: names the setting that there is none of, or that does not fit.
-    """
-    return fill(type(config), _laid_over(config, changes), name)
-
-
-def _laid_over(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a Config as a table, with the changes."""
-    table = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for key, value in changes.items():
-        old = table.get(key)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(old):
-            table[key] = _laid_over(old, value)
-        else:
-            table[key] = value
-    return table

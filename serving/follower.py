@@ -26,9 +26,10 @@ from serving.replica import Applied, Replica
 from streaming.artefact_store import StoreAway
 from streaming.errors import ArtefactError
 from streaming.log import VERSIONS, Log, Record, TopicPartition
+from trainers.announcements import start_of
 from trainers.compaction import compact_chain, rows_in
 from trainers.version_store import SNAPSHOTS_KEPT, VersionStore
-from trainers.versions import Version, VersionInfo, is_doorbell, read_announcement
+from trainers.versions import Version, VersionInfo, is_about, is_doorbell, read_announcement
 
 logger = logging.getLogger(__name__)
 _PLACE = TopicPartition(VERSIONS, 0)
@@ -52,6 +53,7 @@ class _Failure(NamedTuple):
 class Follower:
     """Keeps a replica on the newest version that can be reached, or on the one it is held at.
 
+    It is that of a `model`; of any, if that is None and only one is announced.
     Of what waits, the deltas are compacted and laid over the replica in one step, of at most about
     `rows_at_once` rows, and a snapshot is laid with all that follows it. Versions are remembered
     for `look_back` offsets; the trainer makes a snapshot at least that often.
@@ -71,6 +73,7 @@ class Follower:
         refused: Callable[[VersionInfo, str], None] = lambda _info, _reason: None,
         noted: Callable[[VersionInfo], None] = lambda _info: None,
         *,
+        model: str | None = None,
         rows_at_once: int = _ROWS_AT_ONCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,11 +87,8 @@ class Follower:
         self._rows_at_once = rows_at_once
         self._clock = clock
         self._reader = ThreadPoolExecutor(1, "versions")
-        self._position = max(
-            # A group that never was stands at the first record that is still there.
-            log.positions("follower", [VERSIONS])[_PLACE],
-            log.ends([VERSIONS])[_PLACE] - look_back,
-        )
+        self._model = model
+        self._position = start_of(log, look_back, model)
         self._known: dict[str, VersionInfo] = {}  # by artefact, in the order of announcement
         self._newest: VersionInfo | None = None
         self._lineages: dict[str, int] = {}  # their places in the order in which they first came
@@ -142,6 +142,8 @@ class Follower:
     def _note(self, records: Sequence[Record]) -> None:
         for record in records:
             self._position = record.offset + 1
+            if not is_about(record, self._model):
+                continue
             if is_doorbell(record):
                 self._control_due = 0.0
                 continue

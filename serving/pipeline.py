@@ -22,6 +22,7 @@ from serving.answers import Explanation
 from serving.cold_start import (
     Candidates,
     ColdStartConfig,
+    Consulted,
     Source,
     Visit,
     all_sources,
@@ -53,10 +54,14 @@ class FusionConfig:
 class PipelineConfig:
     """How an answer is made; scenarios and arms of experiments may change any of it.
 
+    `models` have a say in it, in proportion to their numbers, such as `{two_tower = 1, sasrec = 2}`
+    of a recipe that trains both; none named is that of [trainer] alone. The first of them speaks
+    for the answer: it is its version's, and diversity is measured in its space.
     Sources from outside have `source_within_ms` for their proposals. The ranker is given the
     `ranked` best candidates by their shares, and has `ranker_within_ms` for them.
     """
 
+    models: Mapping[str, PositiveFloat] = field(default_factory=dict)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     source_within_ms: PositiveFloat = 50.0
     ranked: PositiveInt = 500
@@ -106,12 +111,13 @@ class Ordered:
 
 
 class Pipeline:
-    """One way to make answers."""
+    """One way to make answers. `own_model` has the say where the config names none."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the wiring of a pipeline, done once
         self,
         config: PipelineConfig,
         catalog: Catalog,
+        own_model: str,
         ranker: Ranker | None = None,
         sources: Mapping[str, Source] | None = None,
         proposed: Proposed = lambda _source, _candidates: None,
@@ -119,14 +125,24 @@ class Pipeline:
         self._config = config
         self._catalog = catalog
         self._ranker = ranker
-        self._own = all_sources(config.cold_start, catalog)
+        self.models = config.models or {own_model: 1.0}
+        self._own = all_sources(config.cold_start, catalog, list(self.models))
         self._others = sources or {}
         self._proposed = proposed
         self._rules = all_rules(config.rules)
 
-    def temperature(self, served: ServedModel | None) -> float:
+    def consulted(self, served: Mapping[str, ServedModel | None]) -> dict[str, Consulted]:
+        """Its models, as far as they are served yet, by their names."""
+        there = {name: one for name, one in served.items() if one is not None}
+        total = sum(self.models[name] for name in there)
+        return {
+            name: Consulted(one, self.models[name] / total, self._temperature(one))
+            for name, one in there.items()
+        }
+
+    def _temperature(self, served: ServedModel) -> float:
         """At which scores of a version become shares: that with which it was trained."""
-        options = {} if served is None else served.info.options
+        options = served.info.options
         return float(options.get("temperature", self._config.cold_start.temperature))
 
     def candidates(self, visit: Visit, work: Work) -> Candidates:

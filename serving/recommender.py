@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -20,15 +21,17 @@ from features.catalog import Catalog, CatalogItem
 from features.definitions import ITEM_STATISTICS, USER_HISTORY, View
 from serving.answers import Answer, KnownAction, KnownUser, Recommendation, Wanted
 from serving.cold_start import CONTENT, NOBODY, POPULAR, Source, Visit
-from serving.experiments import Experiment, arm_of, changed
+from serving.experiments import Experiment, arm_of
 from serving.filters import Filters
 from serving.index import Subset
 from serving.parts import Parts, PartsConfig, Told, Work
 from serving.pipeline import Ordered, Pipeline, PipelineConfig, Proposed, Ranker
 from serving.replica import Replica
 from serving.request import REQUEST_ID
+from streaming.errors import ConfigError
 from streaming.ids import stable_id, stable_ids
 from streaming.kernels import EMPTY
+from streaming.settings import changed
 
 Found = tuple[int, float, str]  # item, score, who proposed it
 _FILLERS = 1_000  # items that fill an answer, at most
@@ -70,13 +73,15 @@ class RecommendConfig(PipelineConfig):
 
 
 class Recommender:
-    """Answers from the model as far as the user is known, from what is hot as far as he is not.
+    """Answers from models as far as the user is known, from what is hot as far as he is not.
 
+    `replica` has the model that is asked unless the config names others, which are `beside` it.
     `sources` are candidate sources beside its own; they may wait for something, and so may the
     `ranker`. `kinds` names the kinds of actions in histories by their numbers.
 
     Raises:
-        ConfigError: what a scenario or an arm does otherwise is not a setting.
+        ConfigError: what a scenario or an arm does otherwise is not a setting, or a model that is to
+            be asked is not there.
     """
 
     def __init__(  # noqa: PLR0913 - the wiring of all that answers, done once
@@ -86,6 +91,7 @@ class Recommender:
         features: OnlineFeatures,
         config: RecommendConfig | None = None,
         *,
+        beside: Sequence[Replica] = (),
         kinds: Sequence[str] = (),
         ranker: Ranker | None = None,
         sources: Mapping[str, Source] | None = None,
@@ -93,6 +99,7 @@ class Recommender:
         proposed: Proposed = lambda _source, _candidates: None,
     ) -> None:
         self._replica = replica
+        self._replicas = {one.model: one for one in (replica, *beside)}
         self._catalog = catalog
         self._features = features
         self._config = config or RecommendConfig()
@@ -192,11 +199,16 @@ class Recommender:
         excluded = stable_ids(wanted.excluded)
         hidden = excluded if wanted.seen else np.concatenate([history, excluded])
         pipeline = self._pipeline(wanted.scenario, arms)
-        with work.holding(self._replica.reading()) as served:
+        with ExitStack() as reading:
+            versions = {
+                name: reading.enter_context(work.holding(self._replicas[name].reading()))
+                for name in pipeline.models
+            }
             visit = Visit(
-                users, hidden, self._catalog.interests(user), wanted.count, served,
-                pipeline.temperature(served), allowed, wanted.words,
+                users, hidden, self._catalog.interests(user), wanted.count,
+                pipeline.consulted(versions), allowed, wanted.words,
             )  # fmt: skip
+            served = visit.served
             candidates = pipeline.candidates(visit, work)
             ordered = pipeline.order(visit, candidates, work, ruled=in_order is None)
         fillers = (
@@ -304,12 +316,15 @@ class Recommender:
         pipeline = self._pipelines.get(key)
         if pipeline is None:
             config = self._pipeline_config(known, arms)
-            pipeline = Pipeline(config, self._catalog, self._ranker, self._sources, self._proposed)
+            pipeline = Pipeline(
+                config, self._catalog, self._replica.model, self._ranker, self._sources,
+                self._proposed,
+            )  # fmt: skip
             self._pipelines[key] = pipeline
         return pipeline
 
     def _pipeline_config(self, scenario: str | None, arms: Mapping[str, str]) -> PipelineConfig:
-        config = self._config.pipeline
+        where, config = "recommend", self._config.pipeline
         if scenario is not None:
             where = f"recommend.scenarios.{scenario}"
             config = changed(config, self._config.scenarios[scenario], where)
@@ -317,9 +332,15 @@ class Recommender:
             changes = self._config.experiments[name].arms[arm].changes
             where = f"recommend.experiments.{name}.arms.{arm}.changes"
             config = changed(config, changes, where)
+        if others := sorted(config.models.keys() - self._replicas.keys()):
+            raise ConfigError(
+                f"{where}.models names {', '.join(others)}, which the recipe does not train; it"
+                f" trains {', '.join(sorted(self._replicas))}"
+            )
         return config
 
     def _check_changes(self) -> None:
+        self._pipeline_config(None, {})
         for scenario in self._config.scenarios:
             self._pipeline_config(scenario, {})
         for name, experiment in self._config.experiments.items():

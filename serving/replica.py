@@ -67,11 +67,14 @@ class Replica:
     There are two copies of the model; while a snapshot is loaded, one of the old version and one
     of the new; and beside these the few that are left to readers.
 
+    `model` is what its model is called; only recipes with several need to say it.
+
     Raises:
         ConfigError: the device is not there.
     """
 
-    def __init__(self, config: ReplicaConfig | None = None) -> None:
+    def __init__(self, config: ReplicaConfig | None = None, model: str = "") -> None:
+        self.model = model
         self._config = config or ReplicaConfig()
         self.refusal = ""  # why the last version that was refused was
         self._front: _Side | None = None

@@ -139,7 +139,9 @@ class ServedModel:
         training: ListTraining | None = None,
     ) -> None:
         self.info = info
-        self.model: Any = create(info.model, _to_serve(info.options, device)).eval().to(device)
+        self.model: Any = (
+            create(info.kind or info.model, _to_serve(info.options, device)).eval().to(device)
+        )
         self._device = device
         self._retriever: Retriever = self.model
         self._dense: dict[str, torch.Tensor] = self.model.state_dict()  # the very parameters

@@ -23,13 +23,19 @@ class _Announced:
 
 
 class VersionWatch:
-    """Compares what is announced with what is `served`; None if that is nothing yet.
+    """Compares what is announced of a model with what is `served`; None if that is nothing yet.
 
     Of what was announced before it was made, it looks at the last `look_back` records.
     """
 
-    def __init__(self, log: Log, served: Callable[[], VersionInfo | None], look_back: int) -> None:
-        self._announcements = Announcements(log, look_back)
+    def __init__(
+        self,
+        log: Log,
+        served: Callable[[], VersionInfo | None],
+        look_back: int,
+        model: str | None = None,
+    ) -> None:
+        self._announcements = Announcements(log, look_back, model)
         self._served = served
         self._ahead: deque[_Announced] = deque(maxlen=look_back)  # of what is served, and may be
         self._at: str | None = None  # what was served when it was last looked at

@@ -30,6 +30,27 @@ def fill(config: type[C], table: Mapping[str, Any], name: str) -> C:
     return filled
 
 
+def changed(config: C, changes: Mapping[str, Any], name: str) -> C:
+    """A Config with some settings changed, however deep they lie.
+
+    Raises:
+        ConfigError: names the setting that there is none of, or that does not fit.
+    """
+    return fill(type(config), _laid_over(config, changes), name)
+
+
+def _laid_over(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a Config as a table, with the changes."""
+    table = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for key, value in changes.items():
+        old = table.get(key)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(old):
+            table[key] = _laid_over(old, value)
+        else:
+            table[key] = value
+    return table
+
+
 def _refuse_unknown(filled: object, table: object, name: str) -> None:
     """Holds what was filled against what was asked for, however deep it lies."""
     if not isinstance(table, Mapping):

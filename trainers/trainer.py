@@ -62,6 +62,7 @@ _PREDICT_EVERY, _PREDICTED = 8, 8
 class TrainerConfig:
     """How a model is trained and published.
 
+    `model` is a registered one, and `name` what it is called where that is not the same.
     `refresh` item vectors are renewed each step in turn, beside those of the step's items: none
     is older than the number of items over `refresh`, in steps. A version goes out
     `publish_every_s` after the one before if anything was learnt: the first of a lineage as a
@@ -70,6 +71,7 @@ class TrainerConfig:
     """
 
     model: str = "two_tower"
+    name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     dense_learning_rate: PositiveFloat = 0.002
@@ -82,6 +84,11 @@ class TrainerConfig:
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     seed: int = 0
+
+    @property
+    def called(self) -> str:
+        """The name under which its versions are published."""
+        return self.name or self.model
 
     @property
     def device(self) -> str:
@@ -466,7 +473,7 @@ class Trainer:
         first = before.number is None
         number = 0 if before.number is None else before.number + 1
         info = VersionInfo(
-            self._config.model,
+            self._config.called,
             self._lineage,
             number,
             before.number,
@@ -476,6 +483,7 @@ class Trainer:
             self.steps,
             dict(self._config.options),
             self.metrics,
+            kind=None if self._config.name is None else self._config.model,
         )
         wanted = [] if first else [(info, before.clocks)]
         if number % self._config.snapshot_every == 0:

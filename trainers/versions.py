@@ -29,6 +29,8 @@ WHOLE = ".whole"  # at the end of the name of a snapshot's artefact that stands 
 class VersionInfo:
     """Which version this is. `base` is the number it continues, None for a snapshot.
 
+    `model` is what the model is called, and `kind` the registered one that it is of, where that
+    is called otherwise: several of a kind may run side by side.
     `lineage` is one incarnation of the trainer: numbers are only comparable inside it.
     `watermark_us` is the newest event time learnt, None before the first sample.
     `learnt_logged_us` is when the event of the newest sample reached the log; None in the first
@@ -51,6 +53,7 @@ class VersionInfo:
     held: str | None = None
     last_good: str | None = None
     suspect: str | None = None
+    kind: str | None = None
 
     @property
     def name(self) -> str:
@@ -101,6 +104,11 @@ def doorbell(model: str) -> Append:
     It says no more than that, so that one that is lost or comes twice does no harm.
     """
     return Append(VERSIONS, json.dumps({"control": True, "model": model}).encode(), model.encode())
+
+
+def is_about(record: Record, model: str | None) -> bool:
+    """Whether a record of `versions` is about a model; None is any."""
+    return model is None or record.key == model.encode()
 
 
 def is_doorbell(record: Record) -> bool:

@@ -37,7 +37,7 @@ _FAST = 14.4
 _PLACE = ("group", "topic", "partition")
 _PROCESS = ("process", "rank")
 _OURS = {"process": "~.+"}
-_TRAINER = {"process": "trainer"}
+_TRAINERS = "~trainer.*"  # one for each model
 _REPLICA = ("process", "rank", "instance")
 
 
@@ -141,8 +141,8 @@ ALERTS: Sequence[Alert] = (
     Alert(
         "HeadraceTrainerFrozen",
         "critical",
-        _stands("trainer", ("group",)),
-        "samples wait ({value} records), and the trainer learns none of them",
+        _stands(_TRAINERS, ("group",)),
+        "samples wait ({value} records), and the {group} learns none of them",
         for_s=20,
     ),
     Alert(
@@ -169,9 +169,19 @@ ALERTS: Sequence[Alert] = (
         "HeadraceNothingPublished",
         "critical",
         # A process that learns by day publishes when the day ends.
-        Moved("headrace_version_published_timestamp_seconds", where=_TRAINER, over_s=60).equals(0)
-        & (Increase("headrace_trainer_steps_total", where=_TRAINER, over_s=60) > 0),
-        "the trainer learns, and has published nothing for a minute: it cannot write new versions",
+        Moved(
+            "headrace_version_published_timestamp_seconds",
+            ("process",),
+            {"process": _TRAINERS},
+            over_s=60,
+        ).equals(0)
+        & (
+            Increase(
+                "headrace_trainer_steps_total", ("process",), {"process": _TRAINERS}, over_s=60
+            )
+            > 0
+        ),
+        "the {process} learns, and has published nothing for a minute: it cannot write new versions",
         for_s=10,
     ),
     Alert(

@@ -27,12 +27,22 @@ class Verdict:
 
 
 class Announced:
-    """Follows the topic `versions`."""
+    """Follows the topic `versions`. Of several models the versions of one are told, and what every
+    gate said.
+    """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, model: str = "") -> None:
         self._announcements = Announcements(log, _LOOK_BACK)
         self._verdicts: deque[Verdict] = deque(maxlen=_KEPT)
-        self.newest: VersionInfo | None = None
+        self._model = model
+        self._newest: dict[str, VersionInfo] = {}  # by model
+
+    @property
+    def newest(self) -> VersionInfo | None:
+        """The newest version of the model; where none is named, of the first that had any."""
+        if self._model:
+            return self._newest.get(self._model)
+        return next(iter(self._newest.values()), None)
 
     def turn(self) -> None:
         """Takes note of what was announced since the last turn."""
@@ -41,10 +51,11 @@ class Announced:
 
     def gate(self, mode: str) -> dict[str, Any]:
         """`GateNow` of the page."""
-        info = self.newest
+        held = next((one for one in self._newest.values() if one.held is not None), None)
+        info = held or self.newest
         return {
             "mode": mode,
-            "holds": info is not None and info.held is not None,
+            "holds": held is not None,
             "reason": None if info is None else info.held or info.suspect,
             "checks": {} if info is None else _checks(info.metrics),
             "history": [
@@ -67,7 +78,8 @@ class Announced:
         }
 
     def _note(self, record: Record, info: VersionInfo) -> None:
-        before, self.newest = self.newest, info
+        before = self._newest.get(info.model)
+        self._newest[info.model] = info
         now = _verdict(info)
         was = ("passed", None) if before is None else _verdict(before)
         if now[0] != was[0]:

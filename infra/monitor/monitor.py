@@ -107,7 +107,7 @@ class Monitor:
         self._watch = Watch(scale=self._config.patience)
         self._active: list[Active] = []
         self._told = _Told(watched.metrics, watched.expected)
-        self._announced = Announced(watched.log)
+        self._announced = Announced(watched.log, watched.replica.model)
         self._stream = Stream(watched.log, watched.rules, watched.catalog)
         self._pictures = Pictures(
             watched.replica, watched.catalog, watched.recommender, watched.store

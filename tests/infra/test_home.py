@@ -86,8 +86,12 @@ def test_nothing_is_cleared_under_a_trainer(home: Home) -> None:
 
 def test_how_it_learns_is_remembered_until_it_is_cleared(home: Home) -> None:
     assert home.learning == "realtime"
-    home.note_learning("daily")
+    home.note_learning("daily", {"trainer": "two_tower", "trainer-mind": "mind"})
     assert Home(home.path).learning == "daily"
+    assert list(Home(home.path).models.items()) == [
+        ("trainer", "two_tower"),
+        ("trainer-mind", "mind"),
+    ]
     home.clear()
     assert home.learning == "realtime"
 

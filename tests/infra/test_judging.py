@@ -57,7 +57,7 @@ def followed(recipe: Recipe, home: Home, log: Log, metrics: Metrics) -> Serving:
     (record,) = log.read(dict.fromkeys(log.positions("trainer", ["samples"]), 0), 1, 0)
     trainer.on_batch([record])
     log.append(version_store(recipe, home).execute(trainer.on_time(0)))
-    serving._follower.turn(timeout_s=0)
+    serving._own.follower.turn(timeout_s=0)
     assert serving.replica.info is not None
     return serving
 

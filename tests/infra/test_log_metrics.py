@@ -14,6 +14,8 @@ from streaming.file_log import FileLog
 from streaming.log import EVENTS, SAMPLES, Append, TopicPartition
 from streaming.metrics import Metrics, parse
 
+GROUPS = {"joiner": (EVENTS,), "aggregator": (EVENTS,), "trainer": (SAMPLES,)}
+
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[FileLog]:
@@ -37,7 +39,7 @@ def test_each_partition_of_each_group_has_its_lag(log: FileLog) -> None:
         transaction.append([Append(SAMPLES, b"")])
         transaction.advance({place: 0}, {place: 2})
     metrics = Metrics()
-    look = LogMetrics(metrics, log, "realtime").look
+    look = LogMetrics(metrics, log, GROUPS).look
     look()
     found = told(metrics)
     assert found["headrace_partition_end_records", EVENTS, "0"] == 3
@@ -54,7 +56,7 @@ def test_each_partition_of_each_group_has_its_lag(log: FileLog) -> None:
 
 def test_letters_wait_until_they_are_driven_in_again(log: FileLog) -> None:
     metrics = Metrics()
-    look = LogMetrics(metrics, log, "realtime").look
+    look = LogMetrics(metrics, log, GROUPS).look
 
     def waiting() -> float:
         look()
@@ -72,7 +74,7 @@ def test_letters_wait_until_they_are_driven_in_again(log: FileLog) -> None:
 def test_a_log_that_is_away_leaves_the_last_figures(log: FileLog) -> None:
     log.append([Append(EVENTS, b"{}", partition=0)])
     metrics = Metrics()
-    metrics_of_log = LogMetrics(metrics, log, "realtime")
+    metrics_of_log = LogMetrics(metrics, log, GROUPS)
     metrics_of_log.look()
     log.close()
     metrics_of_log.look()

@@ -45,6 +45,12 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         ("[joiner]\nstep_size = 0", "joiner.step_size = 0"),
         ("flavour = 1", "flavour is not a setting"),
         ("learning = 'weekly'", "learning = 'weekly': Input should be 'realtime' or 'daily'"),
+        ("[models.mind]\nmood = 1", "models.mind.mood is not a setting"),
+        ("[models.mind.options]\nwidht = 8", "models.mind.options.widht is not"),
+        ("[models.mine]\nmodel = 'our'", "model = 'our': known are"),
+        ("[models.two_tower]", "two models are called two_tower"),
+        ("[models.'a/b']", "models.'a/b': a name begins with a letter"),
+        ("learning = 'daily'\n[models.mind]", "trains the model of [trainer] alone"),
         ("learning = 'daily'\n[archive]\nenabled = false", "[archive] enabled = false keeps none"),
     ],
 )
@@ -54,3 +60,26 @@ def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, toml: str, name
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(file))
     assert named in str(caught.value)
+
+
+def test_models_beside_take_over_what_they_do_not_say(tmp_path: Path) -> None:
+    file = tmp_path / "several.toml"
+    file.write_text(
+        "[trainer]\nrefresh = 7\noptions = {history = 5, table.optimiser.learning_rate = 0.5}\n"
+        "[models.mind]\nrefresh = 9\n"
+        "[models.wide.options]\nwidth = 128\ntable.birth_scale = 0.1\n"
+        "[models.other]\nmodel = 'mind'\noptions = {interests = 2}\n"
+    )
+    trainers = load_recipe(str(file)).trainers
+    assert list(trainers) == ["trainer", "trainer-mind", "trainer-wide", "trainer-other"]
+    told = {role: (one.called, one.model, one.refresh) for role, one in trainers.items()}
+    assert told == {
+        "trainer": ("two_tower", "two_tower", 7),
+        "trainer-mind": ("mind", "mind", 9),
+        "trainer-wide": ("wide", "two_tower", 7),
+        "trainer-other": ("other", "mind", 7),
+    }
+    table = {"optimiser": {"learning_rate": 0.5}, "birth_scale": 0.1}
+    assert trainers["trainer-mind"].options == {}
+    assert trainers["trainer-wide"].options == {"history": 5, "width": 128, "table": table}
+    assert trainers["trainer-other"].options == {"interests": 2}

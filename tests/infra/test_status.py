@@ -20,7 +20,7 @@ from streaming.open_log import open_log
 def home(tmp_path: Path) -> Home:
     made = Home(tmp_path / "home")
     made.make()
-    made.note_learning("daily")
+    made.note_learning("daily", {})
     log = open_log(made.log_url)
     log.append([Append(EVENTS, b"{}")])
     log.close()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from serving.cold_start import ColdStartConfig
-from serving.experiments import Arm, Experiment, arm_of, changed
+from serving.experiments import Arm, Experiment, arm_of
 from serving.pipeline import PipelineConfig
 from streaming.errors import ConfigError
 from streaming.ids import stable_ids
+from streaming.settings import changed
 
 USERS = stable_ids(f"u{number}" for number in range(20_000)).tolist()
 

@@ -953,3 +953,37 @@ def content(replica: Replica) -> dict[str, Any]:
             **dense,
             "is": served.info.name,
         }
+
+
+# Several models
+
+
+def of(version: Version, model: str) -> Version:
+    return replace(version, info=replace(version.info, model=model, kind="two_tower"))
+
+
+def test_it_follows_one_of_several_models(stage: Stage) -> None:
+    mine = stage.follower(model="two_tower")
+    stage.publish(*range(4))
+    wide = [of(stage.make(n, "a", snapshot=n == 0, value=70.0), "wide") for n in range(9)]
+    stage.log.append(stage.store.execute(wide))
+    mine.turn(0)
+    assert stage.serves == "a3"
+    replica = Replica(model="wide")
+    Follower(stage.log, stage.store, replica, 100, model="wide").turn(0)
+    assert replica.info is not None
+    assert replica.info.name == "wide/a/8"
+    stage.pin("a/1")  # holds the other where it is
+    mine.turn(0)
+    assert mine.pinned == "two_tower/a/1"
+
+
+def test_it_looks_back_as_far_as_its_own_model_needs(stage: Stage) -> None:
+    stage.publish(0, 1)
+    wide = [of(stage.make(n, "b", snapshot=n == 0), "wide") for n in range(60)]
+    stage.log.append(stage.store.execute(wide))
+    follower = stage.follower(look_back=4, model="two_tower")
+    follower.turn(0)
+    while stage.serves is None:
+        follower.turn(0)
+    assert stage.serves == "a1"

@@ -149,14 +149,14 @@ def create(name: str, options: Mapping[str, Any]) -> Any:
     return cls(config)
 
 
-def find(name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of the model of that name, and its configuration.
+def find(name: str, options: Mapping[str, Any], where: str = "trainer.options") -> tuple[Any, Any]:
+    """The class of the model of that name, and its configuration; `where` in a recipe it stands.
 
     Raises:
         ConfigError: names the model or the option that is not known, or does not fit.
     """
     cls = _class(name)
-    return cls, fill(cls.Config, options, "trainer.options")
+    return cls, fill(cls.Config, options, where)
 
 
 def _class(name: str) -> Any:
