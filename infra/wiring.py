@@ -142,7 +142,7 @@ def trainer_loop(
     return _loop_to_versions(recipe, home, log, store, make, metrics, role)
 
 
-def trainer_rank(  # noqa: PLR0913 - as `trainer_loop`, and the exchange
+def trainer_rank(
     recipe: Recipe,
     home: Home,
     log: Log,

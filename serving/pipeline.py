@@ -113,7 +113,7 @@ class Ordered:
 class Pipeline:
     """One way to make answers. `own_model` has the say where the config names none."""
 
-    def __init__(  # noqa: PLR0913 - the wiring of a pipeline, done once
+    def __init__(
         self,
         config: PipelineConfig,
         catalog: Catalog,

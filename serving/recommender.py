@@ -80,8 +80,8 @@ class Recommender:
     `ranker`. `kinds` names the kinds of actions in histories by their numbers.
 
     Raises:
-        ConfigError: what a scenario or an arm does otherwise is not a setting, or a model that is to
-            be asked is not there.
+        ConfigError: what a scenario or an arm does otherwise is not a setting, or it asks a model
+            that is not there.
     """
 
     def __init__(  # noqa: PLR0913 - the wiring of all that answers, done once

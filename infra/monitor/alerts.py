@@ -181,7 +181,7 @@ ALERTS: Sequence[Alert] = (
             )
             > 0
         ),
-        "the {process} learns, and has published nothing for a minute: it cannot write new versions",
+        "the {process} learns, and has published nothing for a minute: it cannot write versions",
         for_s=10,
     ),
     Alert(
