@@ -153,9 +153,9 @@ OVERVIEW = Dashboard(
                 " learnt. Popularity is what must be beaten.",
                 "percentunit",
                 {
-                    "{{figure}}": _most(
+                    "{{process}} {{figure}}": _most(
                         "headrace_trainer_figure",
-                        "figure",
+                        "process, figure",
                         'figure=~"recent_(popularity_)?recall@50"',
                     )
                 },
@@ -389,7 +389,7 @@ TRAINERS = Dashboard(
                 "Loss",
                 "Of each task, lately.",
                 "none",
-                {"{{task}}": _most("headrace_trainer_loss", "task")},
+                {"{{process}} {{task}}": _most("headrace_trainer_loss", "process, task")},
             ),
             Panel(
                 "Gradient norm",
@@ -402,9 +402,9 @@ TRAINERS = Dashboard(
                 "The newest micro-batches, scored by the model as it stood before it learnt them.",
                 "none",
                 {
-                    "{{figure}}": _most(
+                    "{{process}} {{figure}}": _most(
                         "headrace_trainer_figure",
-                        "figure",
+                        "process, figure",
                         'figure=~"recent_(popularity_)?(recall|ndcg)@50"',
                     )
                 },

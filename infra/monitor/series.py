@@ -134,8 +134,11 @@ def _trainers() -> Iterator[Series]:
     def one(name: str, title: str, unit: str, expression: Expression) -> Series:
         return Series(name, title, unit, "trainers", expression)
 
+    # Of [trainer]'s model, whoever trains it: others may be trained beside it.
+    own = {"process": "~trainer|daily"}
+
     def figure(name: str) -> Last:
-        return _highest("trainer_figure", figure=name)
+        return _highest("trainer_figure", figure=name, **own)
 
     yield one("samples_per_s", "Samples learnt", "1/s", _rate("trainer_samples_total"))
     yield one("steps_per_s", "Steps made", "1/s", _rate("trainer_steps_total"))
@@ -144,8 +147,9 @@ def _trainers() -> Iterator[Series]:
     yield one("recall", "Recall@50 lately, test-then-train", "ratio", figure("recent_recall@50"))
     yield one("recall_popularity", "Recall@50 of what is popular", "ratio",
               figure("recent_popularity_recall@50"))  # fmt: skip
-    yield one("loss", "Loss", "", _highest("trainer_loss"))
-    yield one("gradient_norm", "Norm of the gradient", "", _highest("trainer_gradient_norm"))
+    yield one("loss", "Loss", "", _highest("trainer_loss", **own))
+    yield one("gradient_norm", "Norm of the gradient", "",
+              _highest("trainer_gradient_norm", **own))  # fmt: skip
     yield one("trainer_behind_s", "The trainer's watermark is behind", "s",
               _age("trainer_watermark_timestamp_seconds"))  # fmt: skip
     yield one("table_rows", "Rows of all tables", "", _last("table_rows"))
@@ -159,11 +163,13 @@ def _trainers() -> Iterator[Series]:
     yield one("gate_holds", "The gate holds versions back", "", _highest("gate_holds"))
     yield one("held", "Versions held back lately, for", "1/s",
               _rate("versions_held_total", ("check",)))  # fmt: skip
-    yield one("task_loss", "Loss of", "", _highest("trainer_loss", ("task",)))
+    yield one("task_loss", "Loss of", "", _highest("trainer_loss", ("task",), **own))
+    yield one("recall_of", "Recall@50 lately, by who trains,", "ratio",
+              _highest("trainer_figure", ("process",), figure="recent_recall@50"))  # fmt: skip
     yield one("step_part", "Of the trainer's time, for", "ratio",
               _rate("trainer_step_seconds_total", ("part",)))  # fmt: skip
     yield one("table", "Rows of table", "", _last("table_rows", ("table",)))
-    yield one("figure", "Test-then-train,", "", _highest("trainer_figure", ("figure",)))
+    yield one("figure", "Test-then-train,", "", _highest("trainer_figure", ("figure",), **own))
 
 
 def _serving() -> Iterator[Series]:

@@ -129,6 +129,19 @@ function drawVersions(versions, status) {
     el("dl", { class: "facts" }, entries.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { "data-testid": `version-${name.toLowerCase().replace(" ", "-")}` }, value)))),
     versions.reason ? el("p", { class: "reason" }, versions.reason, " · ", el("a", { href: "#gate" }, "Gate")) : null,
     isNumber(age) ? el("p", { class: "soft" }, "The newest is ", figure("monitor#status.newest_version.age_s", age, "s"), " old.") : null,
+    ...drawBeside(status),
+  ];
+}
+
+// Models that are trained and served beside the one above.
+function drawBeside(status) {
+  const beside = Object.entries(status.beside ?? {});
+  if (!beside.length) return [];
+  return [
+    el("h3", {}, "Beside it"),
+    el("dl", { class: "facts" }, beside.map(([model, newest]) => el("div", {}, el("dt", {}, model), el("dd", { "data-testid": `beside-${model}` },
+      versionName(status.served_beside?.[model]),
+      newest?.held ? el("span", { class: "flag", title: newest.held }, " held back") : el("span", { class: "soft" }, newest ? `, ${quantity(newest.age_s, "s")} old` : ", none yet"))))),
   ];
 }
 

@@ -34,6 +34,7 @@ def running(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
     table = tomllib.loads((RECIPES / "world.toml").read_text())
     table["replay"] = {"limit": REPLAYED}
     table["monitor"] = {"period_s": 0.5}
+    table["models"] = {"mind": {}}
     file = home.with_name("home.toml")
     file.write_text(toml(table))
     with service(home, None, str(file)) as headrace:
@@ -104,6 +105,10 @@ def test_what_stands_still_is_the_same_on_the_page_and_in_the_service(
             shown = watched.page.get_by_test_id(f"version-{which}").locator(".version")
             expect(shown).to_have_attribute("title", versions[which])
         expect(watched.page.get_by_test_id("version-held-back")).to_have_text("no")
+        beside = watched.page.get_by_test_id("beside-mind").locator(".version")
+        expect(beside).to_have_attribute(
+            "title", running.get("/v1/status")["served_beside"]["mind"]
+        )
 
 
 def test_what_is_near_an_item_is_drawn(running: Service, watch: Callable[..., Watched]) -> None:
