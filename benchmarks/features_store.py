@@ -82,13 +82,14 @@ def histories(users: Any, seed: int) -> Push:
         "values": rng.random(rows).astype(np.float32),
     }
     offsets = pa.array(np.arange(len(users) + 1) * LENGTH, pa.int32())
-    nothing = pa.array([[]] * len(users), pa.list_(pa.int64()))
     by_name = {
         VIEW.key: pa.array(users, pa.int64()),
         "event_timestamp": times.cast(pa.timestamp("us", "UTC")),
         **{name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in actions.items()},
-        "searched": nothing,
-        "searched_at_us": nothing,
+        **{
+            name: pa.array([[]] * len(users), VIEW.schema.field(name).type)
+            for name in VIEW.sequences[1]
+        },
         "newest_us": times,
     }
     return Push(VIEW, pa.table([by_name[name] for name in VIEW.schema.names], schema=VIEW.schema))

@@ -142,14 +142,25 @@ class Details:
         )
 
 
+_NOT_SAID = np.empty(0, np.bool_)
+
+
 @dataclass(frozen=True, slots=True)
 class Moments:
     """n lists of ids, oldest first, with a time (µs) for each value: what users searched for, word
     by word (words with the same time are of one search), or which items they passed over.
+
+    `suggested` says of each word whether its search was only suggested to the user: False where
+    that is not known, as in samples of older releases.
     """
 
     ids: Jagged
     at_us: Ids
+    suggested: NDArray[np.bool_] = field(default_factory=lambda: _NOT_SAID)
+
+    def __post_init__(self) -> None:
+        if self.suggested is _NOT_SAID:
+            object.__setattr__(self, "suggested", np.zeros(len(self.at_us), np.bool_))
 
     @staticmethod
     def none(lists: int) -> Moments:
@@ -161,7 +172,9 @@ class Moments:
         """The lists with these numbers."""
         places = self.ids.places(lists)
         return Moments(
-            Jagged(self.ids.values[places.values], places.offsets), self.at_us[places.values]
+            Jagged(self.ids.values[places.values], places.offsets),
+            self.at_us[places.values],
+            self.suggested[places.values],
         )
 
 
@@ -295,7 +308,7 @@ def read_users(rows: pa.RecordBatch) -> Users:
             _beside(history, found["history_sessions"], NONE),
             _beside(history, found["history_values"], np.nan),
         ),
-        _moments(found["searched"], found["searched_at_us"]),
+        _moments(found["searched"], found["searched_at_us"], found["searched_suggested"]),
         _moments(found["passed_over"], found["passed_over_at_us"]),
         rows["at"].cast(pa.int64()).to_numpy(),
         _scenarios(rows["scenario"]),
@@ -316,6 +329,7 @@ def known_user(
     history = Jagged.of(np.array(row["items"], np.int64), sizes)
     searched = np.concatenate([np.array(row["searched"], np.int64), words])
     searched_at_us = np.array(row["searched_at_us"], np.int64)
+    suggested = np.array(row["searched_suggested"], np.bool_)
     return Users(
         np.array([user], np.int64),
         history,
@@ -330,6 +344,7 @@ def known_user(
         Moments(
             Jagged.of(searched, np.array([len(searched)], np.int64)),
             np.concatenate([searched_at_us, np.full(len(words), at_us)]),
+            np.concatenate([suggested, np.zeros(len(words), np.bool_)]),
         ),
         at_us=np.array([at_us], np.int64),
         scenarios=scenario_codes([scenario]) if scenario else np.full(1, NONE, np.int32),
@@ -378,9 +393,13 @@ def _scenarios(column: pa.StringArray) -> NDArray[np.int32]:
     return found
 
 
-def _moments(ids: pa.ListArray, at_us: pa.ListArray) -> Moments:
+def _moments(
+    ids: pa.ListArray, at_us: pa.ListArray, suggested: pa.ListArray | None = None
+) -> Moments:
     lists = Jagged.from_column(ids)
-    return Moments(lists, _beside(lists, at_us, 0))
+    if suggested is None:
+        return Moments(lists, _beside(lists, at_us, 0))
+    return Moments(lists, _beside(lists, at_us, 0), _beside(lists, suggested, absent=False))
 
 
 def _beside(lists: Jagged, column: pa.ListArray, absent: float) -> NDArray[Any]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from features.definitions import SAMPLE_FEATURES
@@ -17,8 +19,8 @@ from streaming.artefact import Artefact
 from streaming.errors import ConfigError
 from streaming.event_columns import (
     ACTION,
-    MOMENT,
     NONE,
+    WORD,
     Actions,
     EventColumns,
     Histories,
@@ -110,16 +112,41 @@ _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
 
 def searched_words(events: EventColumns) -> Searches:
-    """The words of the searches among the events, the first 16 of each."""
+    """The words of the searches among the events, the first 16 of each.
+
+    A search whose attributes say `{"suggested": true}` was not typed by the user.
+    """
     if _SEARCH not in events.kinds:
-        return Searches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, MOMENT))
+        return Searches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, WORD))
     rows = np.flatnonzero(events.of_kind(_SEARCH) & (events.user_id != NONE))
     queries = events.query.take(pa.array(rows)).fill_null("")
     words = word_ids(queries.to_pylist(), _MOST_WORDS)
+    suggested = _suggested(events.attributes.take(pa.array(rows)))[words.owners()]
     rows = rows[words.owners()]
-    moments = np.empty(len(rows), MOMENT)
-    moments["id"], moments["at_us"] = words.values, events.at_us[rows]
-    return Searches(rows, events.user_id[rows], moments)
+    found = np.empty(len(rows), WORD)
+    found["id"], found["at_us"], found["suggested"] = words.values, events.at_us[rows], suggested
+    return Searches(rows, events.user_id[rows], found)
+
+
+class _Said(msgspec.Struct):
+    """What a search says of itself among its attributes."""
+
+    suggested: bool = False
+
+
+_SAID = msgspec.json.Decoder(_Said)
+
+
+def _suggested(attributes: pa.StringArray) -> NDArray[np.bool_]:
+    found = np.zeros(len(attributes), np.bool_)
+    said = np.flatnonzero(attributes.is_valid())
+    texts = attributes.take(pa.array(said)).to_pylist()
+    for row, text in zip(said.tolist(), texts, strict=True):
+        try:
+            found[row] = _SAID.decode(text).suggested
+        except (msgspec.ValidationError, msgspec.DecodeError):  # they mean something else by it
+            continue
+    return found
 
 
 def words_of(search: str) -> Ids:
@@ -129,7 +156,7 @@ def words_of(search: str) -> Ids:
 
 class Behaviour:
     """The histories of every user, in memory bounded by `users` times what is kept of one: 33
-    bytes an action and 16 a word.
+    bytes an action and 17 a word.
 
     Raises:
         ConfigError: the kinds of the state have other numbers than those of `config`.
@@ -139,7 +166,7 @@ class Behaviour:
     def __init__(self, config: BehaviourConfig, state: Artefact | None = None) -> None:
         self._config = config
         self._actions = Rings(ACTION, config.length, config.users)
-        self._searches = Rings(MOMENT, config.searched_words, config.users)
+        self._searches = Rings(WORD, config.searched_words, config.users)
         if state is not None:
             self._restore(state.shards)
 

@@ -160,7 +160,7 @@ class View:
 
 
 _ACTION = ("items", "rewards", "kinds", "at_us", "scenarios", "sessions", "values")
-_WORD = ("searched", "searched_at_us")
+_WORD = ("searched", "searched_at_us", "searched_suggested")
 USER_HISTORY = View(
     "user_history",
     "user_id",
@@ -183,6 +183,8 @@ USER_HISTORY = View(
                 sample="searched"),
         Feature("searched_at_us", pa.list_(pa.int64()), "of each word: when, µs; of one search they"
                 " have the same", (), sample="searched_at_us"),
+        Feature("searched_suggested", pa.list_(pa.bool_()), "of each word: whether its search was"
+                " suggested, and not typed by the user", (), sample="searched_suggested"),
         Feature("newest_us", pa.int64(), "event time of the newest action or search, µs"),
     ),
     sequences=(_ACTION, _WORD),

@@ -30,6 +30,7 @@ def history_columns(histories: Histories) -> dict[str, pa.ListArray]:
         "values": actions["value"],
         "searched": searches["id"],
         "searched_at_us": searches["at_us"],
+        "searched_suggested": searches["suggested"],
     }
 
 

@@ -18,14 +18,14 @@ weights of MacKay and Peto.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from features.batch import Ids, Jagged, Moments, Users
+from features.batch import Ids, Jagged, Users
 from features.catalog import Catalog
 from features.content import evidence, handed_over, mean_vectors
 from features.newcomers import Young
@@ -139,8 +139,8 @@ def _twice(user: Users) -> Users:
         _and_none(user.history),
         user.rewards,
         user.details,
-        Moments(_and_none(user.searched.ids), user.searched.at_us),
-        Moments(_and_none(user.passed_over.ids), user.passed_over.at_us),
+        replace(user.searched, ids=_and_none(user.searched.ids)),
+        replace(user.passed_over, ids=_and_none(user.passed_over.ids)),
         np.repeat(user.at_us, 2),
         np.repeat(user.scenarios, 2),
     )

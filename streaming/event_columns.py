@@ -30,8 +30,10 @@ ACTION = np.dtype(
         ("kind", np.int8),
     ]
 )
-# Something else that is kept of a user: a word that was searched for, an item that was passed over.
+# An item that was passed over; and a word that was searched for, `suggested` where the user did not
+# type it himself.
 MOMENT = np.dtype([("id", np.int64), ("at_us", np.int64)])
+WORD = np.dtype([*MOMENT.descr, ("suggested", np.bool_)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class EventColumns:
     at_us: Ids
     logged_us: Ids
     query: pa.StringArray
+    attributes: pa.StringArray
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -101,7 +104,7 @@ class Actions:
 @dataclass(frozen=True, slots=True)
 class Searches:
     """What users searched for, word by word in order: the rows (w,) of the events, not all
-    different, and of each who, and the word as `MOMENT`, its id and when.
+    different, and of each who, and the word as `WORD`.
     """
 
     rows: Ids
@@ -111,7 +114,7 @@ class Searches:
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """What m users did and searched for, oldest first: lists of `ACTION`, and of words as `MOMENT`.
+    """What m users did and searched for, oldest first: lists of `ACTION`, and of `WORD`.
 
     Words with the same time are of one search.
     """
@@ -138,6 +141,7 @@ def event_columns(events: pa.RecordBatch, logged_us: Ids) -> EventColumns:
         events["at"].cast(pa.int64()).to_numpy(zero_copy_only=False),
         logged_us,
         events["query"],
+        events["attributes"],
     )
 
 

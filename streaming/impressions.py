@@ -25,7 +25,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from streaming.artefact import Artefact
 from streaming.errors import ConfigError
-from streaming.event_columns import ACTION, MOMENT, Histories, Ids
+from streaming.event_columns import ACTION, MOMENT, WORD, Histories, Ids
 from streaming.join_kernels import (
     COUNTED,
     COUNTS,
@@ -164,7 +164,7 @@ class Impressions:
         self._waiting = np.zeros(64, WAITING)
         self._histories = np.zeros(64, HISTORY)
         # What the histories hold, in the order of `_KEPT`.
-        shapes = ((length, ACTION), (words, MOMENT), (config.passed_over, MOMENT))
+        shapes = ((length, ACTION), (words, WORD), (config.passed_over, MOMENT))
         self._kept = tuple(np.zeros((64, most), dtype) for most, dtype in shapes)
         self._passed_over = Rings(MOMENT, config.passed_over, config.users)
         self._out = (

@@ -24,7 +24,9 @@ class TrafficConfig:
 
     `leave` is the probability that a disappointed visitor leaves. Beside what is shown, a
     session has a `search` of its own, without a list, and an `organic` action with these
-    probabilities; a purchase is repeated with `rebuy`.
+    probabilities; a purchase is repeated with `rebuy`. Of all searches a share is `suggested`:
+    half of these stray to any topic, and `suggested_popular` of them are for what is popular,
+    whoever they are shown to.
     """
 
     sessions_per_user_day: PositiveFloat = 0.4
@@ -33,6 +35,7 @@ class TrafficConfig:
     leave: NonNegativeFloat = 0.5
     search: NonNegativeFloat = 0.15
     suggested: NonNegativeFloat = 0.3
+    suggested_popular: NonNegativeFloat = 0.0
     organic: NonNegativeFloat = 0.1
     rebuy: NonNegativeFloat = 0.05
 

@@ -23,7 +23,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from streaming.errors import ConfigError
 from streaming.ids import stable_id
 from streaming.settings import fill
-from streaming.sources.chance import Bools, Floats, Ints
+from streaming.sources.chance import Bools, Floats, Ints, picked, uniform
 from streaming.sources.choice import SCENARIOS, Choice, ChoiceConfig, Scenario, react
 from streaming.sources.descriptions import Descriptions
 from streaming.sources.happened import (
@@ -271,13 +271,17 @@ class World:
         self, requests: Requests, rows: Ints, stock: Stock, rng: np.random.Generator
     ) -> Happened:
         """Queries from the interest that the session is about; a suggested one strays often."""
+        c, seed = self.config.traffic, self.config.seed
+        user, at = stock.users.number[requests.user[rows]], self._at(requests.day[rows])
         topics = requests.interests.topics[rows, requests.slot[rows]]
-        suggested = rng.random(len(rows)) < self.config.traffic.suggested
+        suggested = rng.random(len(rows)) < c.suggested
         strays = suggested & (rng.random(len(rows)) < 0.5)
         topics = np.where(strays, rng.integers(0, self.config.population.topics, len(rows)), topics)
+        shown = picked(stock.cumulative, uniform(seed, "suggested item", user, at))
+        popular = suggested & (uniform(seed, "suggested popular", user, at) < c.suggested_popular)
+        topics = np.where(popular, stock.items.topic[shown], topics)
         return happened_rows(
-            "search", len(rows), user=stock.users.number[requests.user[rows]],
-            visit=requests.session[rows], at=self._at(requests.day[rows]),
+            "search", len(rows), user=user, visit=requests.session[rows], at=at,
             note=np.where(suggested, SUGGESTED, NO_NOTE),
             query=self.descriptions.query_numbers(topics, rng),
         )  # fmt: skip

@@ -63,7 +63,8 @@ def test_a_push_holds_the_newest_state_of_what_changed(as_records: AsRecords) ->
             "user_id": u, EVENT_TIME: 3 * SECOND, "items": [a, b, c], "rewards": [1.0, 0.5, 0.0],
             "kinds": [6, 6, 6], "at_us": [START_US + n * SECOND for n in (0, 2, 3)],
             "scenarios": [-1, -1, -1], "sessions": [-1, -1, -1], "values": [4.0, 3.0, 2.0],
-            "searched": [], "searched_at_us": [], "newest_us": START_US + 3 * SECOND,
+            "searched": [], "searched_at_us": [], "searched_suggested": [],
+            "newest_us": START_US + 3 * SECOND,
         }
     }  # fmt: skip
     items = pushed(pushes, ITEM_STATISTICS)

@@ -59,6 +59,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "history_values": told and [None if n % 2 else n / 4 for n in told],
         "searched": words,
         "searched_at_us": words and [7 for _ in words],
+        "searched_suggested": words and draw(st.none() | st.just([n % 2 == 1 for n in words])),
         "passed_over": passed_over,
         "passed_over_at_us": passed_over and [8 for _ in passed_over],
         "reward": draw(st.sampled_from([None, 0.0, 0.25, 1.0])),
@@ -136,6 +137,9 @@ def test_samples_are_those_that_a_loop_over_the_rows_finds(
     ):
         assert lists(moments.ids) == [row[name] or [] for row in expected]
         assert moments.at_us.tolist() == [at_us] * len(moments.ids.values)
+    told = [row["searched_suggested"] or [False] * len(row["searched"] or []) for row in expected]
+    assert samples.users.searched.suggested.tolist() == [one for said in told for one in said]
+    assert not samples.users.passed_over.suggested.any()
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -199,13 +203,15 @@ def test_items_and_histories_are_described_field_by_field() -> None:
 
 
 def test_who_asks_is_known_with_when_and_where_and_what_he_searches_for_now() -> None:
-    row = {**USER_HISTORY.defaults, "searched": [5, 6], "searched_at_us": [1, 1]}
+    row = {**USER_HISTORY.defaults, "searched": [5, 6], "searched_at_us": [1, 1],
+           "searched_suggested": [True, True]}  # fmt: skip
     words = words_of("the Heat")
     user = known_user(7, row, at_us=9, scenario="search", words=words)
     assert (user.ids.tolist(), user.at_us.tolist()) == ([7], [9])
     assert user.scenarios.tolist() == scenario_codes(["search"]).tolist()
     assert lists(user.searched.ids) == [[5, 6, *word_ids(["the", "heat"], 9).values.tolist()]]
     assert user.searched.at_us.tolist() == [1, 1, 9, 9]
+    assert user.searched.suggested.tolist() == [True, True, False, False]
     nobody = known_user(7, USER_HISTORY.defaults)
     assert (nobody.at_us.tolist(), nobody.scenarios.tolist()) == ([0], [-1])
     assert lists(nobody.searched.ids) == [[]]

@@ -339,6 +339,7 @@ EVENTS = st.lists(
             "scenario": st.sampled_from([None, "home", "search"]),
             "session_id": st.sampled_from([None, "s", "t"]),
             "query": st.sampled_from(["Heat", "", "toy story", "the toy, the heat!"]),
+            "attributes": st.sampled_from([None, {"suggested": True}, {"suggested": False}]),
         }
     ),
     max_size=40,
@@ -350,8 +351,10 @@ def told(account: Account, searched: Account, event: dict[str, Any], user: int, 
     """One event, as a person would write it into the books."""
     kind, scenario, session = event["kind"], event["scenario"], event["session_id"]
     if kind == "search":
+        suggested = (event["attributes"] or {}).get("suggested", False)
         for word in re.findall("[a-z]+", event["query"].lower()):
-            searched.give(user, {"id": word_id(word), "at_us": at_us})
+            record = {"id": word_id(word), "at_us": at_us, "suggested": suggested}
+            searched.give(user, record)
     if kind in REWARDS:
         reward = (event["value"] - 2) / 2 if kind == "rate" else 0.25
         account.give(
@@ -361,6 +364,26 @@ def told(account: Account, searched: Account, event: dict[str, Any], user: int, 
              "session": NONE if session is None else stable_id(session) >> 32,
              "value": event.get("value")},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attributes", "suggested"),
+    [
+        (None, False),
+        ({}, False),
+        ({"suggested": True, "place": 3}, True),
+        ({"suggested": False}, False),
+        ({"suggested": "by a friend"}, False),  # means something else by it
+    ],
+)
+def test_a_search_says_whether_it_was_suggested(
+    as_columns: AsColumns, attributes: dict[str, Any] | None, *, suggested: bool
+) -> None:
+    behaviour = Behaviour(BehaviourConfig())
+    events = as_columns([search("u", "toy story", attributes=attributes), search("v", "heat")])
+    take(behaviour, events, np.empty(0, np.int64), np.empty(0, np.int64))
+    found, _ = behaviour.histories(np.array(ids("uv")))
+    assert column(found.searches, "suggested") == [[suggested, suggested], [False]]
 
 
 @given(
@@ -398,7 +421,7 @@ def test_all_that_is_told_is_that_of_a_plain_account(
         assert entries(found.searches) == [words for _, words in expected]
         assert len(behaviour) == len(account.users)
         assert saved(behaviour, "behaviour", length) == account.rows(ACTION_NAMES)
-        words_of = searched.rows(("id", "at_us"))
+        words_of = searched.rows(("id", "at_us", "suggested"))
         assert saved(behaviour, "behaviour-searches", words) == words_of
         start += size
         if restarts:

@@ -99,7 +99,7 @@ def embedded(root: Path) -> FeastStore:
 NOBODY: dict[str, Any] = {
     "items": [], "rewards": [], "kinds": [], "at_us": [], "scenarios": [], "sessions": [],
     "values": [],
-    "searched": [], "searched_at_us": [], "newest_us": None,
+    "searched": [], "searched_at_us": [], "searched_suggested": [], "newest_us": None,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from streaming.artefact import Artefact
 from streaming.errors import ConfigError
-from streaming.event_columns import ACTION, MOMENT, Histories
+from streaming.event_columns import ACTION, WORD, Histories
 from streaming.impressions import Impressions, ImpressionsConfig, Label
 from streaming.join_kernels import ACTION as ACTS
 from streaming.join_kernels import EVENT, IMPRESSION, NOTHING
@@ -125,10 +125,11 @@ def histories_of(told: Sequence[Told]) -> Histories:
     """What each event's user did, and searched for: the same numbers, so that one tells both."""
     items = np.array([item for event in told for item in event.history], np.int64)
     offsets = np.cumsum([0, *(len(event.history) for event in told)])
-    actions, words = np.zeros(len(items), ACTION), np.zeros(len(items), MOMENT)
+    actions, words = np.zeros(len(items), ACTION), np.zeros(len(items), WORD)
     actions["item"] = words["id"] = items
     actions["reward"] = items / 2
     actions["at_us"] = items * SECOND
+    words["suggested"] = items % 2
     return Histories(Lists(offsets, actions), Lists(offsets, words))
 
 
@@ -554,7 +555,7 @@ def test_rows_stay_what_they_were_while_more_of_them_leave() -> None:
     events["item_id"] = np.arange(20_000 - 1, 40_000)
     events["request_id"] = events["label"] = -1
     events["does"][1:] = ACTS
-    nothing = Histories(Lists.empty(1, ACTION), Lists.empty(1, MOMENT))
+    nothing = Histories(Lists.empty(1, ACTION), Lists.empty(1, WORD))
     parts = list(machine.take(events, nothing))
     assert len(parts) > 4
     items = np.concatenate([part.rows["item_id"] for part in parts])

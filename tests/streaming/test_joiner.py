@@ -131,6 +131,7 @@ def test_a_sample_tells_who_what_when_and_what_came_of_it() -> None:
         "history_values": [],
         "searched": [],
         "searched_at_us": [],
+        "searched_suggested": [],
         "passed_over": [],
         "passed_over_at_us": [],
         "item_tokens": None,
@@ -193,7 +194,13 @@ def test_a_sample_tells_what_its_user_searched_for_before_and_not_after() -> Non
     events = [
         {"kind": "search", "user_id": "u", "query": "Toy Story", "at_s": 1},
         event("impression", item="a", at_s=2),
-        {"kind": "search", "user_id": "u", "query": "heat", "at_s": 3},
+        {
+            "kind": "search",
+            "user_id": "u",
+            "query": "heat",
+            "at_s": 3,
+            "attributes": {"suggested": True},
+        },
         {"kind": "search", "user_id": "v", "query": "elsewhere", "at_s": 3},
         event("click", item="a", at_s=4),
         rate("u", "b", at_s=5),
@@ -203,6 +210,8 @@ def test_a_sample_tells_what_its_user_searched_for_before_and_not_after() -> Non
     assert (joined["searched"], organic["searched"]) == ([toy, story], [story, heat])
     assert joined["searched_at_us"] == [NOW_US + SECOND] * 2
     assert organic["searched_at_us"] == [NOW_US + SECOND, NOW_US + 3 * SECOND]
+    assert joined["searched_suggested"] == [False, False]
+    assert organic["searched_suggested"] == [False, True]
 
 
 def test_a_sample_tells_what_its_user_had_passed_over_by_then() -> None:
@@ -414,6 +423,7 @@ def test_a_joined_row_tells_of_the_impression_and_what_came_of_it() -> None:
         "history_values": [None],
         "searched": [],
         "searched_at_us": [],
+        "searched_suggested": [],
         "passed_over": [],
         "passed_over_at_us": [],
         "item_tokens": None,

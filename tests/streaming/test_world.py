@@ -21,6 +21,7 @@ from streaming.events import EventRules, encode_events
 from streaming.log import EVENTS, Record
 from streaming.sources.chance import Floats, normal, picked, uniform
 from streaming.sources.choice import ChoiceConfig, Scenario
+from streaming.sources.descriptions import WORDS
 from streaming.sources.population import Interests, Lives, Population, PopulationConfig
 from streaming.sources.registry import open_source
 from streaming.sources.traffic import PolicyConfig, TrafficConfig, rhythm
@@ -124,6 +125,30 @@ def test_every_kind_of_event_occurs_and_has_its_fields(events: pd.DataFrame) -> 
     assert events[events.kind == "search"]["query"].str.len().gt(0).all()
     without_request = events[(events.kind == "click") & events.request_id.isna()]
     assert len(without_request) > 0  # organic
+
+
+def test_suggestions_follow_what_is_popular_and_nothing_else_changes(
+    small: World, events: pd.DataFrame
+) -> None:
+    world = World(replace(SMALL, traffic=replace(SMALL.traffic, suggested_popular=1.0)))
+    found = frame(world.batch(0, world.total))
+    of_platform = found.attributes == '{"suggested":true}'
+    assert of_platform.sum() > 100
+    columns = ["kind", "at", "user_id", "item_id", "position", "value", "attributes"]
+    pd.testing.assert_frame_equal(found[columns], events[columns])
+    pd.testing.assert_series_equal(found["query"][~of_platform], events["query"][~of_platform])
+
+    stock = small.stock(0)
+    popularity = np.bincount(stock.items.topic, stock.popularity, SMALL.population.topics)
+    word_topic = {word: n // WORDS for n, word in enumerate(small.descriptions.words)}
+
+    def mean_popularity(queries: pd.Series) -> float:
+        topics = queries.str.split().str[0].map(word_topic).to_numpy(np.int64)
+        return float((popularity / popularity.sum())[topics].mean())
+
+    popular = mean_popularity(found["query"][of_platform])
+    assert popular == pytest.approx((popularity**2).sum() / popularity.sum() ** 2, rel=0.15)
+    assert popular > 1.15 * mean_popularity(events["query"][of_platform])
 
 
 def test_feedback_follows_its_impression(events: pd.DataFrame) -> None:

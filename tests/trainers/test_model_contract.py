@@ -62,7 +62,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "fields": ("category", "brand"),
         "table": {"optimiser": {"learning_rate": 0.5}},
     },
-    "stamp": {"width": 16, "hidden": 32, "table": {"optimiser": {"learning_rate": 0.5}}},
+    "stamp": {
+        "width": 16,
+        "hidden": 32,
+        "code": 8,
+        "table": {"optimiser": {"learning_rate": 0.5}},
+    },
     "transrec": {"width": 16, "table": {"optimiser": {"learning_rate": 0.5}}},
     "two_tower": {"width": 16, "hidden": 32, "table": {"optimiser": {"learning_rate": 0.5}}},
     "zeus": {
@@ -166,7 +171,7 @@ def some_users(count: int, seed: int = 0, longest: int = 7) -> Users:
         history,
         rewards,
         details,
-        Moments(words, said_at),
+        Moments(words, said_at, said_at // DAY_US % 3 == 0),
         Moments(passed, times(rng, passed)),
         np.full(count, NOW_US),
         here[rng.integers(0, 3, count)],
@@ -478,6 +483,7 @@ def world(micro_batch: Callable[..., Record], steps: int, per_step: int = 64) ->
                     "history_values": [5.0] * size,
                     "searched": [WORDS + taste],
                     "searched_at_us": [NOW_US - 1_000_000],
+                    "searched_suggested": [False],
                     "reward": 1.0,
                     "label_liked": True,
                 }
@@ -632,6 +638,9 @@ def other_columns(users: Users, items: Items) -> dict[str, tuple[Users, Items]]:
     def at_once(moments: Moments) -> Moments:
         return change(moments, at_us=np.full_like(moments.at_us, NOW_US - DAY_US))
 
+    def suggested(moments: Moments) -> Moments:
+        return change(moments, suggested=~moments.suggested)
+
     history = change(users.history, values=users.history.values[::-1].copy())
     return {
         "user_id": (change(users, ids=users.ids[::-1].copy()), items),
@@ -649,6 +658,7 @@ def other_columns(users: Users, items: Items) -> dict[str, tuple[Users, Items]]:
         "history_values": with_details(values=5 - np.nan_to_num(details.values)),
         "searched": (change(users, searched=other_ids(searched)), items),
         "searched_at_us": (change(users, searched=at_once(searched)), items),
+        "searched_suggested": (change(users, searched=suggested(searched)), items),
         "passed_over": (change(users, passed_over=other_ids(passed)), items),
         "passed_over_at_us": (change(users, passed_over=at_once(passed)), items),
     }

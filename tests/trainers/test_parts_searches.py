@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -56,6 +58,24 @@ def test_the_newest_and_those_before_it_are_all_there_is(users: list[list[list[i
     assert np.diff(before.offsets).tolist() == [max(0, len(user) - 1) for user in users]
     two = found.where(found.newest(2))
     assert lists(two.words) == [search for user in users for search in user[-2:]]
+
+
+@given(USERS, st.randoms(use_true_random=False))
+def test_of_each_search_it_is_known_whether_it_was_suggested(
+    users: list[list[list[int]]], chance: Random
+) -> None:
+    by_search = [[chance.random() < 0.5 for _ in user] for user in users]
+    said = [
+        flag
+        for user, flags in zip(users, by_search, strict=True)
+        for search, flag in zip(user, flags, strict=True)
+        for _ in search
+    ]
+    found = Searches.of(replace(moments(users), suggested=np.array(said, np.bool_)))
+    assert found.suggested.tolist() == [flag for flags in by_search for flag in flags]
+    typed = found.typed()
+    assert not typed.suggested.any()
+    assert np.diff(typed.offsets).tolist() == [flags.count(False) for flags in by_search]
 
 
 def test_pairs_are_of_neighbours_in_their_order() -> None:

@@ -159,6 +159,21 @@ def test_the_next_search_is_told_from_what_was_before_it_among_those_of_others()
         torch.testing.assert_close(made._next_search(of), expected)
 
 
+def test_suggested_searches_are_neither_read_nor_learnt() -> None:
+    made = model()
+    typed: list[Asked] = [([7, 8], 90), ([9], 20)]
+    of = users(([], [*typed, ([6], 5)]), ([], [([6], 30)]), ([], [([5], 4)]), ([], [([3], 7)]))
+    since = NOW_US - of.searched.at_us
+    suggested = (since == 5 * MINUTE_US) | (since == 30 * MINUTE_US)
+    said = replace(of, searched=replace(of.searched, suggested=suggested))
+    without = users(([], typed), ([], []), ([], [([5], 4)]), ([], [([3], 7)]))
+    with torch.no_grad():
+        torch.testing.assert_close(made._next_search(said), made._next_search(without))
+        assert made._next_search(said) != made._next_search(of)
+        torch.testing.assert_close(made.query(said), made.query(without))
+        assert not torch.equal(made.query(said), made.query(of))
+
+
 def test_a_search_is_learnt_once_in_a_step() -> None:
     made = model()
     of = users(([], [([7], 5)]), ([], [([8], 5)]))

@@ -5,7 +5,8 @@ E-commerce*, CIKM 2021. What a user searched for and what he acted upon are read
 and that by the attention of a target. Three losses, in the paper one stage after the other:
 
 1. Pre-training: the next search, told from what was before it among the searches of others. What is
-   shown decides what is clicked, and what is clicked what is shown; nobody shows a search.
+   shown decides what is clicked, and what is clicked what is shown; nobody shows a search that the
+   user types. Suggested ones are shown, and count for nothing.
 2. Fine-tuning: the items that were taken, of all scenarios. A scenario without a past is served so.
 3. The same for each scenario by itself, with all of the above frozen: a row says how its users
    differ. The rows are small, and travel with everything else, so one model serves all scenarios.
@@ -17,8 +18,8 @@ Where this differs from the paper:
   it, and the best of the K answers counts.
 - A search is the mean of its words, and an item that of the words that describe it and a row of its
   own: the words carry to items what was learnt from searches.
-- Negatives of the first loss are searches of the step's other users. Which searches were only
-  suggested, and which suggestions were passed over, samples do not tell.
+- Negatives of the first loss are searches of the step's other users: samples do not tell which
+  suggestions were passed over.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.batch import Ids, Items, Jagged, Users
+from features.batch import Ids, Items, Users
 from trainers.models import RetrievalStep, register
 from trainers.models.parts.attention import Transformer, attend
 from trainers.models.parts.described import history_items
@@ -52,8 +53,8 @@ class ZEUS(nn.Module):
 
     describes, unit = True, True
     reads = (
-        *("item_id", "item_tokens", "at", "scenario", "searched", "searched_at_us"),
-        *("history", "history_at_us"),
+        *("item_id", "item_tokens", "at", "scenario", "history", "history_at_us"),
+        *("searched", "searched_at_us", "searched_suggested"),
     )
 
     @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ZEUS(nn.Module):
             )
 
     def query(self, users: Users) -> Tensor:
-        found = self.common(users, Searches.of(users.searched))
+        found = self.common(users, Searches.of(users.searched).typed())
         return self._in_scenario(found, users.scenarios)  # (B, K, d)
 
     def items(self, items: Items) -> Tensor:
@@ -157,8 +158,7 @@ class ZEUS(nn.Module):
     # -- the losses ------------------------------------------------------------------------
 
     def loss(self, step: RetrievalStep) -> Tensor:
-        searches = Searches.of(step.users.searched)
-        common = self.common(step.users, searches)
+        common = self.common(step.users, Searches.of(step.users.searched).typed())
         vectors = self.items(step.candidates)
         loss = self._taken(common, vectors, step)
         here = self._in_scenario(common.detach(), step.users.scenarios)
@@ -187,7 +187,7 @@ class ZEUS(nn.Module):
         """
         size = len(users.ids)
         users = users.take(_just_searched(users))
-        searches = Searches.of(users.searched)
+        searches = Searches.of(users.searched).typed()
         newest = searches.newest()
         found = searches.where(newest)
         if len(found.at_us) < 2:
@@ -206,13 +206,11 @@ def _just_searched(users: Users) -> Ids:
     """The users, by number, who have searched since their newest action: the first sample behind a
     search learns it, and those of the same step only once.
     """
-    searched_us = _newest_us(users.searched.ids, users.searched.at_us)
-    since = searched_us > np.maximum(_newest_us(users.history, users.details.at_us), 0)
-    rows = np.flatnonzero(since)
-    told = np.stack([users.ids[rows], searched_us[rows]], 1)
-    return rows[np.unique(told, axis=0, return_index=True)[1]]
-
-
-def _newest_us(lists: Jagged, at_us: Ids) -> Ids:
-    """When the last of each list was, -1 for an empty one."""
-    return np.append(at_us, -1)[np.where(lists.lengths > 0, lists.offsets[1:] - 1, -1)]
+    searches, history = Searches.of(users.searched).typed(), users.history
+    found = searches.where(searches.newest())
+    newest = np.where(history.lengths > 0, history.offsets[1:] - 1, -1)
+    acted_us = np.append(users.details.at_us, 0)[newest]
+    owners = found.owners()
+    since = found.at_us > acted_us[owners]
+    told = np.stack([users.ids[owners], found.at_us], 1)[since]
+    return owners[since][np.unique(told, axis=0, return_index=True)[1]]

@@ -19,12 +19,14 @@ Chosen = NDArray[np.bool_]
 class Searches:
     """s searches of n users, one user after the other, oldest first.
 
-    `words` are s lists; `offsets` (n + 1,) say which of them are whose, `at_us` (s,) when each was.
+    `words` are s lists; `offsets` (n + 1,) say which of them are whose, `at_us` (s,) when each was,
+    and `suggested` (s,) which of them were not typed by their users.
     """
 
     words: Jagged
     offsets: Ids
     at_us: Ids
+    suggested: Chosen
 
     @staticmethod
     def of(searched: Moments) -> Searches:
@@ -41,7 +43,8 @@ class Searches:
         begins[ids.offsets[:-1][ids.lengths > 0]] = True
         first = np.flatnonzero(begins)
         words = Jagged(ids.values, np.append(first, len(at_us)))
-        return Searches(words, np.searchsorted(first, ids.offsets), at_us[first])
+        offsets = np.searchsorted(first, ids.offsets)
+        return Searches(words, offsets, at_us[first], searched.suggested[first])
 
     def owners(self) -> Ids:
         """For each search the number of its user, (s,)."""
@@ -56,9 +59,12 @@ class Searches:
     def where(self, chosen: Chosen) -> Searches:
         """The same users with only the chosen searches (s,)."""
         rows = np.flatnonzero(chosen)
-        return Searches(
-            self.words.take(rows), np.searchsorted(rows, self.offsets), self.at_us[rows]
-        )
+        offsets = np.searchsorted(rows, self.offsets)
+        return Searches(self.words.take(rows), offsets, self.at_us[rows], self.suggested[rows])
+
+    def typed(self) -> Searches:
+        """Those that users came to of their own accord."""
+        return self.where(~self.suggested)
 
     def of_users(self) -> Jagged:
         """The words of all searches of each user, (n,) lists."""
