@@ -246,5 +246,6 @@ def loop_of(
     """What an actor of a run does."""
     if role in recipe.trainers:
         return trainer_loop(recipe, home, log, metrics, role)
-    make = {"joiner": joiner_loop, "aggregator": aggregator_loop}[role]
-    return make(recipe, home, log, metrics)
+    if role == "joiner":
+        return joiner_loop(recipe, home, log, metrics)
+    return aggregator_loop(recipe, home, log, metrics)

@@ -26,6 +26,11 @@ def column_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     return matrix.astype(np.float32, copy=False)
 
 
+def rows_table(ids: NDArray[np.int64], rows: NDArray[np.float32], wire: str) -> pa.Table:
+    """Rows (n, d) by their ids (n,), as numbers of the type `wire`."""
+    return pa.table({"id": ids, "row": matrix_column(rows.astype(wire, copy=False))})
+
+
 def arrays_table(arrays: Mapping[str, NDArray[Any]]) -> pa.Table:
     """Arrays of any shapes and types as one table: a row for each, with its raw bytes."""
     return pa.table(

@@ -206,6 +206,10 @@ class Gate:
         """Whether it is closed."""
         return self.reason is not None
 
+    def wants(self, samples: int) -> bool:
+        """Whether tests are of interest after so many samples."""
+        return self._config.mode != "off" and samples >= self._config.warm_up
+
     def observe(
         self,
         step: int,

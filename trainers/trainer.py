@@ -19,10 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from features.batch import Ids, Items, Jagged, Samples, Users, read_declarations, read_samples
 from streaming.artefact import Artefact
 from streaming.cuts import GONE
 from streaming.dead_letters import DeadLetter, encode_letter
@@ -32,56 +31,42 @@ from streaming.samples import decode_samples
 from trainers.arrays import (
     arrays_table,
     column_matrix,
-    matrix_column,
+    rows_table,
     table_arrays,
     table_tensors,
     tensors_table,
 )
-from trainers.corpus import Corpus
-from trainers.descriptions import description_columns
-from trainers.evaluation import RankingQuality, best_scores, corpus_ranks, predicted_hits
-from trainers.frequency import FrequencyConfig, FrequencyEstimator
+from trainers.families import Batch, Moment
 from trainers.gate import Gate, GateConfig, Soundness, size_of
-from trainers.models import RetrievalStep, Retriever, create
-from trainers.negatives import Negatives, NegativesConfig
-from trainers.peers import Alone, Peers
+from trainers.models import create
+from trainers.peers import Alone, Arrays, Peers
 from trainers.resharding import SavedRanks, shard_name
+from trainers.retrieval import Retrieval, RetrievalConfig
 from trainers.table import EmbeddingTable
 from trainers.versions import Version, VersionInfo
 
 import pyarrow as pa  # isort: skip
 
 logger = logging.getLogger(__name__)
-_POPULAR = 64  # items whose frequencies are compared with counted ones
-# In how many steps the model's own chances are looked at, and for how many tests of such a one:
-# that takes longer than a test.
-_PREDICT_EVERY, _PREDICTED = 8, 8
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(RetrievalConfig):
     """How a model is trained and published.
 
     `model` is a registered one, and `name` what it is called where that is not the same.
-    `refresh` item vectors are renewed each step in turn, beside those of the step's items: none
-    is older than the number of items over `refresh`, in steps. A version goes out
-    `publish_every_s` after the one before if anything was learnt: the first of a lineage as a
-    snapshot, every other as a delta, and each `snapshot_every`-th as a snapshot too. Rows travel as
-    `wire` numbers. `popularity_half_life` counts samples.
+    A version goes out `publish_every_s` after the one before if anything was learnt: the first of
+    a lineage as a snapshot, every other as a delta, and each `snapshot_every`-th as a snapshot
+    too. Rows travel as `wire` numbers.
     """
 
     model: str = "two_tower"
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    negatives: NegativesConfig = field(default_factory=NegativesConfig)
     dense_learning_rate: PositiveFloat = 0.002
-    refresh: NonNegativeInt = 256
-    recall_at: tuple[int, ...] = (10, 50)
     publish_every_s: float = 0.1
     snapshot_every: PositiveInt = 100
     wire: Literal["float32", "float16"] = "float32"
-    popularity_half_life: PositiveFloat = 20_000.0
-    frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     seed: int = 0
 
@@ -118,21 +103,14 @@ class Trainer:
         self._lineage = lineage
         self._peers = peers or Alone()
         self.model: Any = create(config.model, config.options).to(config.device)
-        self._retriever: Retriever = self.model
         self.tables: Mapping[str, EmbeddingTable] = self.model.tables
         self.model.tables = self._peers.tables(self.tables)
         self._parameters = list(self.model.parameters())
         self._dense = torch.optim.Adam(self._parameters, lr=config.dense_learning_rate, fused=True)
-        self._estimator = FrequencyEstimator(config.frequency)
-        self._frequency = self._peers.frequency(self._estimator)
-        self.corpus = Corpus(self.model.width)
-        others = (self._peers.rank,) if self._peers.rank else ()
-        seeds = np.random.SeedSequence(config.seed, spawn_key=others)
-        self._rng = np.random.Generator(np.random.PCG64(seeds))
-        self._negatives = Negatives(config.negatives, self._rng)
-        self._ranking = RankingQuality(config.recall_at)
-        self._popularity = RankingQuality(config.recall_at, "popularity_")
         self.gate = Gate(config.gate)
+        self.family = Retrieval(
+            self.model, config, config.device, config.wire, config.seed, self._peers, self.gate
+        )
         self._soundness = Soundness(config.gate.growth)
         self._faulted = False  # by the gate, as of the last version
         # As many as the store keeps at least.
@@ -166,16 +144,15 @@ class Trainer:
     def step(self, record: Record | None) -> list[Append]:
         """One step of all ranks, with this rank's record; returns a letter if that was refused."""
         with self._timed("read"):
-            samples, mine = _read(record)
-            told = [_Told(*arrays) for arrays in self._peers.share(mine)]
+            batch = None if record is None else decode_samples(record)
+            mine = self.family.read(batch)
+            told = [_Told.of(arrays) for arrays in self._peers.share(_Told.arrays(batch, mine))]
         with self._timed("declare"):
-            self._declare(told)
-            if samples is not None and self._retriever.describes:
-                samples = replace(samples, users=self._describe(samples.users))
+            samples = self.family.declare([t.own for t in told], mine.samples)
         with self._timed("test"):
             if samples is not None:
-                self._test(samples)
-        learnt = self._learn(samples, told)
+                self.family.test(samples, Moment(self.steps, self.samples))
+        learnt = self._learn(samples, mine.size, told)
         self.steps += sum(len(t.logged_us) for t in told)
         self._learnt_logged_us = int(max(t.logged_us.max() for t in told if t.logged_us.size))
         if self.gate.is_due(self.steps):
@@ -199,10 +176,10 @@ class Trainer:
         return self.changes(Clocks())
 
     def mark(self) -> Clocks:
-        return Clocks(self.corpus.clock, {n: t.clock for n, t in self.tables.items()})
+        return Clocks(self.family.clock, {n: t.clock for n, t in self.tables.items()})
 
     def changes(self, since: Clocks) -> Artefact:
-        """As `snapshot`, but of tables and corpus only what changed since a mark."""
+        """As `snapshot`, but of tables and what its family keeps only what changed since a mark."""
         meta = {
             "model": self._config.model,
             "ranks": self._peers.size,
@@ -214,14 +191,7 @@ class Trainer:
             "watermark_us": self.watermark_us,
             "learnt_logged_us": self._learnt_logged_us,
         }
-        shards = {
-            "frequency": arrays_table(self._estimator.state()),
-            "negatives": arrays_table(self._negatives.state()),
-            "ranking": arrays_table(self._ranking.state()),
-            "popularity": arrays_table(self._popularity.state()),
-            "gate": arrays_table(self.gate.state()),
-            "rng": arrays_table({"state": _as_bytes(self._rng.bit_generator.state)}),
-        }
+        shards = {**self.family.state(), "gate": arrays_table(self.gate.state())}
         for name, table in self.tables.items():
             clock = since.tables.get(name)
             shards[f"table-{name}"] = table.table(clock)
@@ -234,7 +204,7 @@ class Trainer:
         if self._peers.rank == 0:
             shards["dense"] = tensors_table(self.model.state_dict())
             shards["optimizer"] = arrays_table(self._optimizer_state())
-            shards["corpus"] = self.corpus.table(since.corpus)
+            shards |= self.family.common_state(since.family)
         return Artefact(json.loads(json.dumps(meta)), shards)
 
     def settle(self, mark: Clocks) -> None:
@@ -243,33 +213,21 @@ class Trainer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Progressive figures; recall is that of liked items against the whole corpus.
-
-        All ranks ask for them together.
-        """
+        """Progressive figures, which all ranks ask for together."""
         counts = {
             f"{name}_{what}": float(count)
             for name, table in self.tables.items()
             for what, count in (("rows", len(table)), ("rows_evicted", table.evicted))
         }
-        trust = self._estimator.figures(step=self.samples / max(1, self.steps))
-        ranking, popularity, figures = (
-            torch.from_numpy(self._ranking.sums()),
-            torch.from_numpy(self._popularity.sums()),
-            torch.tensor([*counts.values(), *trust.values()], dtype=torch.float64),
-        )
-        self._peers.add_up([ranking, popularity, figures])
-        figures[len(counts) :] /= self._peers.size  # of a rank, on average
+        figures = torch.tensor([*counts.values()], dtype=torch.float64)
+        self._peers.add_up([figures])
         return {
-            **self._ranking.both_figures(ranking.numpy()),
-            **self._popularity.both_figures(popularity.numpy()),
+            **self.family.metrics(Moment(self.steps, self.samples)),
             "loss": self.loss,
             "gradient_norm": self.gradient_norm,
             "samples": float(self.samples),
-            "items": float(len(self.corpus)),
             "refused": float(self.refused),
-            "oldest_vector_steps": len(self.corpus) / max(1, self._config.refresh),
-            **dict(zip([*counts, *trust], figures.tolist(), strict=True)),
+            **dict(zip(counts, figures.tolist(), strict=True)),
             **self.gate.figures,
         }
 
@@ -277,18 +235,6 @@ class Trainer:
     def failed_check(self) -> str:
         """The check of the gate that the newest version failed; "" if it passed."""
         return self._soundness.check_name or self.gate.check_name
-
-    def frequency_error(self) -> float | None:
-        """The mean relative difference of the estimated frequencies of the most popular items from
-        those that were counted, which fade alike; None in a group, where each rank knows a part.
-        """
-        counts = self.corpus.counts
-        if self._peers.size > 1 or counts.size < _POPULAR or not counts.sum():
-            return None
-        places = np.argpartition(counts, -_POPULAR)[-_POPULAR:]
-        counted = counts[places] / counts.sum()
-        estimated = self._estimator.probability(self.corpus.ids[places])
-        return float(np.abs(estimated / np.maximum(counted, 1e-12) - 1.0).mean())
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -300,93 +246,42 @@ class Trainer:
 
     # -- one step --------------------------------------------------------------------------
 
-    def _declare(self, told: Sequence[_Told]) -> None:
-        places = [self.corpus.add(t.items) for t in told if t.declared.size]
-        if places:
-            self._refresh(np.unique(np.concatenate(places)))
-
-    def _describe(self, users: Users) -> Users:
-        return replace(users, described=self.corpus.describe(users.history.values))
-
-    @torch.no_grad()
-    def _test(self, samples: Samples) -> None:
-        """Scores what was liked, by the model and by popularity, as serving would have."""
-        liked = np.flatnonzero(samples.liked)
-        if liked.size == 0 or len(self.corpus) == 0:
-            return
-        targets = self.corpus.find(samples.item_ids[liked])
-        users = samples.users.take(liked)
-        seen = Jagged(self.corpus.find(users.history.values), users.history.offsets)
-        queries = self._retriever.query(users).cpu()  # (B, K, d)
-        scores = best_scores(queries, self.corpus.vectors).numpy()  # (B, N)
-        popular = np.broadcast_to(self.corpus.counts, scores.shape)
-        ranks = []
-        for quality, table in ((self._ranking, scores), (self._popularity, popular)):
-            ranks.append(corpus_ranks(table, targets, seen))
-            quality.update(ranks[-1])
-        if self.samples < self._config.gate.warm_up or self._config.gate.mode == "off":
-            return
-        hits = ranks[0] < max(self._config.recall_at)
-        self.gate.observe(
-            self.steps,
-            users.ids,
-            np.diff(users.history.offsets),
-            np.minimum(ranks, len(self.corpus)),  # who is not there is no further behind
-            hits,
-            self._predicted(scores, seen),
-        )
-
-    def _predicted(self, scores: NDArray[np.float32], seen: Jagged) -> NDArray[np.float64]:
-        """The chance that each item (B,) is found, as the model says; NaN where not asked."""
-        predicted = np.full(len(scores), np.nan)
-        if self.steps % _PREDICT_EVERY == 0:
-            predicted[:_PREDICTED] = predicted_hits(
-                scores[:_PREDICTED],
-                seen.where(seen.values >= 0),
-                self._retriever.temperature,
-                max(self._config.recall_at),
-            )
-        return predicted
-
     def _check(self) -> None:
         """Asks the gate whether what was learnt may be served."""
         sums = torch.from_numpy(self.gate.sums())
         self._peers.add_up([sums])
         self.gate.check(self.steps, self.samples, self._learnt_logged_us or 0, sums.numpy())
 
-    def _learn(self, samples: Samples | None, told: Sequence[_Told]) -> bool:
+    def _learn(self, samples: Any, size: int, told: Sequence[_Told]) -> bool:
         """One gradient step; False if it was refused: a number of this rank's is not finite."""
-        taken = np.concatenate([t.taken for t in told])
-        if not taken.size:
+        total = sum(t.size for t in told)
+        if not total:
             return True
-        self.corpus.add_unseen(np.unique(taken))
-        self._frequency.update(taken, elapsed=float(taken.size))
-        places = self.corpus.find(taken)
-        self.corpus.count(places, taken.size, self._config.popularity_half_life)
+        self.family.note([t.own for t in told])
         self._tell_time(told)
         self._dense.zero_grad()
         loss, learnt = 0.0, True
         with self._timed("gradients"):
             if samples is not None:
-                loss, learnt = self._gradients(samples, len(samples.item_ids) / taken.size)
+                loss, learnt = self._gradients(samples, size / total)
             self._peers.meet()
         with self._timed("optimise"):
             self._take_step(loss, learnt, told)
         with self._timed("refresh"):
-            in_turn = self.corpus.next_slice(self._config.refresh)
-            self._refresh(np.unique(np.concatenate([places, in_turn])))
+            self.family.refresh([t.own for t in told])
         return learnt
 
-    def _gradients(self, samples: Samples, share: float) -> tuple[float, bool]:
+    def _gradients(self, samples: Any, share: float) -> tuple[float, bool]:
         """The loss and, if all is finite, its gradients, as this share of all ranks' samples."""
         for table in self.model.tables.values():
             table.training = True
         try:
-            loss = self._retriever.loss(self._retrieval_step(samples)) * share
+            seed = self.steps * self._peers.size + self._peers.rank
+            loss = self.family.loss(samples, seed) * share
         finally:
             for table in self.model.tables.values():
                 table.training = False
-        if not _is_finite(samples, loss):
+        if not (self.family.is_finite(samples) and torch.isfinite(loss)):
             return 0.0, False
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), self._measure_gradients()
@@ -396,14 +291,14 @@ class Trainer:
         outcomes = self._peers.share([np.array([loss, learnt])])
         learnt_by = [bool(outcome[1]) for (outcome,) in outcomes]
         heard = [t for t, theirs in zip(told, learnt_by, strict=True) if theirs]
-        size = sum(t.taken.size for t in heard)
+        size = sum(t.size for t in heard)
         self.refused += learnt_by.count(False)
         if size:
             self._tell_time(heard)
             self._add_up_gradients(learnt)
             self._dense.step()
             loss = sum(float(outcome[0]) for (outcome,) in outcomes)
-            loss *= sum(t.taken.size for t in told) / size  # of those that were refused, none
+            loss *= sum(t.size for t in told) / size  # of those that were refused, none
             self.loss += 0.02 * (loss - self.loss)
             self.samples += size
             self.watermark_us = self._newest_us(heard)
@@ -431,40 +326,6 @@ class Trainer:
     def _tell_time(self, told: Sequence[_Told]) -> None:
         for table in self.tables.values():
             table.now_us = self._newest_us(told)
-
-    def _retrieval_step(self, samples: Samples) -> RetrievalStep:
-        """What the model learns from."""
-        history = samples.users.history
-        candidates = self._negatives.choose(
-            samples.users.ids,
-            self.corpus.find(samples.item_ids),
-            Jagged(self.corpus.find(history.values), history.offsets),
-            len(self.corpus),
-            lambda places: self._frequency.probability(self.corpus.ids[places]),
-        )
-        return RetrievalStep(
-            samples.users,
-            self.corpus.items(candidates.places),
-            self.corpus.vectors[torch.from_numpy(candidates.remembered)].to(self._config.device),
-            candidates.sampling,
-            torch.tensor(samples.rewards),
-            samples.item_ids,
-            candidates.drawn,
-            self.steps * self._peers.size + self._peers.rank,
-        )
-
-    @torch.no_grad()
-    def _refresh(self, places: Ids) -> None:
-        """Sets the vectors of items anew; each rank computes its part of them."""
-        ranks = self._peers.size
-        mine, vectors = places[self._peers.rank :: ranks], torch.empty(0, self.model.width)
-        if mine.size:
-            vectors = self._retriever.items(self.corpus.items(mine)).cpu()
-        self._peers.meet()
-        all_vectors = torch.empty(len(places), self.model.width)
-        for rank, (theirs,) in enumerate(self._peers.share([vectors.numpy()])):
-            all_vectors[rank::ranks] = torch.from_numpy(theirs)
-        self.corpus.refresh(places, all_vectors)
 
     # -- versions and cuts -----------------------------------------------------------------
 
@@ -527,7 +388,7 @@ class Trainer:
 
     def _sizes(self, shards: Mapping[str, pa.Table]) -> dict[str, NDArray[np.float64]]:
         """How large the numbers in shards are, of all ranks together."""
-        names = [*(f"table-{name}" for name in self.tables), "vectors", "dense"]
+        names = [*(f"table-{name}" for name in self.tables), *self.family.rows, "dense"]
         found = torch.zeros(len(names), 2, dtype=torch.float64)
         dense = self.model.state_dict().values()
         # Counts are no weights, and would hide how large these are.
@@ -546,16 +407,11 @@ class Trainer:
         for name, table in self.tables.items():
             clock = since.tables.get(name)
             shard = shard_name(f"table-{name}", self._peers.rank)
-            shards[shard] = self._rows_table(*table.touched_since(clock or 0))
+            shards[shard] = rows_table(*table.touched_since(clock or 0), self._config.wire)
             if clock is not None:
                 shards[f"{shard}{GONE}"] = pa.table({"id": table.gone_since(clock)})
         if self._peers.rank == 0:
-            vectors = self.corpus.refreshed_since(since.corpus)
-            shards["vectors"] = self._rows_table(vectors.ids, vectors.rows)
-            if self._retriever.describes:
-                items = self.corpus.items(self.corpus.find(vectors.ids))
-                for name, column in description_columns(items).items():
-                    shards["vectors"] = shards["vectors"].append_column(name, column)
+            shards |= self.family.shards(since.family)
             shards["dense"] = tensors_table(self.model.state_dict())
         return shards
 
@@ -564,11 +420,6 @@ class Trainer:
         for name, table in self.tables.items():
             published = self._published.clocks.tables.get(name, 0)
             table.settle(min(published, self._durable.tables[name]))
-
-    def _rows_table(self, ids: Ids, rows: NDArray[np.float32]) -> pa.Table:
-        return pa.table(
-            {"id": ids, "row": matrix_column(rows.astype(self._config.wire, copy=False))}
-        )
 
     def _optimizer_state(self) -> dict[str, NDArray[Any]]:
         return {
@@ -594,17 +445,10 @@ class Trainer:
             index, name = key.split(".", 1)
             optimizer.setdefault(int(index), {})[name] = tensor
         self._dense.load_state_dict({**self._dense.state_dict(), "state": optimizer})
-        self._estimator.load(saved.frequency())
-        for name, quality in (("ranking", self._ranking), ("popularity", self._popularity)):
-            saved.metric(name, quality, RankingQuality(self._config.recall_at))
-        self.corpus.restore(shards["corpus"])
+        self.family.restore(saved, shards)
         if (own := saved.own("gate")) is not None:
             self.gate.load(own)
         self.gate.load_verdict(table_arrays(shards["gate"]))
-        if (own := saved.own("negatives")) is not None:
-            self._negatives.load(own)
-        if (own := saved.own("rng")) is not None:
-            self._rng.bit_generator.state = json.loads(own["state"].tobytes())
         self.steps, self.samples, self.refused = meta["steps"], meta["samples"], meta["refused"]
         self.loss, self.gradient_norm = meta["loss"], meta["gradient_norm"]
         self.watermark_us = meta["watermark_us"]
@@ -615,7 +459,7 @@ class Trainer:
 class Clocks:
     """How far a consumer has told of what changed; the defaults stand for nothing at all."""
 
-    corpus: int = -1
+    family: int = -1
     tables: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -630,50 +474,23 @@ class _Cursor:
 
 
 class _Told(NamedTuple):
-    """What a rank tells of its record; nothing in any field if it has none."""
+    """What a rank tells of its micro-batch; no times if it has none."""
 
-    declared: Ids  # items that the record describes, by these tokens of these fields
-    tokens: Ids
-    fields: NDArray[np.int32]
-    offsets: Ids
-    taken: Ids  # the items of its samples, in their order
-    at_us: Ids  # (1,), the newest of its samples
-    logged_us: Ids  # (1,), when the newest of its events was logged
+    size: int  # samples
+    at_us: NDArray[np.int64]  # (1,), the newest of their times
+    logged_us: NDArray[np.int64]  # (1,), when the newest of its events was logged
+    own: Arrays  # what the family tells
 
-    @property
-    def items(self) -> Items:
-        return Items(self.declared, Jagged(self.tokens, self.offsets), self.fields)
+    @staticmethod
+    def arrays(batch: pa.RecordBatch | None, mine: Batch) -> Arrays:
+        logged_us = np.empty(0, np.int64) if batch is None else batch["logged_us"].to_numpy()
+        newest_us = logged_us.max(keepdims=True) if logged_us.size else logged_us
+        return [np.array([mine.size]), mine.at_us, newest_us, *mine.told]
 
-
-_NOTHING, _NO_FIELDS = np.empty(0, np.int64), np.empty(0, np.int32)
-
-
-def _read(record: Record | None) -> tuple[Samples | None, _Told]:
-    """The samples of a record, None if it has none, and what the other ranks are told of it."""
-    if record is None:
-        return None, _Told(_NOTHING, _NOTHING, _NO_FIELDS, _NOTHING, _NOTHING, _NOTHING, _NOTHING)
-    batch = decode_samples(record)
-    items, samples = read_declarations(batch), read_samples(batch)
-    has_samples = len(samples.item_ids) > 0
-    told = _Told(
-        items.ids,
-        items.tokens.values,
-        items.fields,
-        items.tokens.offsets,
-        samples.item_ids,
-        samples.at_us.max(keepdims=True) if has_samples else _NOTHING,
-        batch["logged_us"].to_numpy().max(keepdims=True),
-    )
-    return samples if has_samples else None, told
-
-
-def _as_bytes(value: Any) -> NDArray[np.uint8]:
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def _is_finite(samples: Samples, loss: Tensor) -> bool:
-    # A model may only compare the rewards of a history: then the loss does not show what they are.
-    return bool(np.isfinite(samples.users.rewards).all()) and bool(torch.isfinite(loss))
+    @staticmethod
+    def of(arrays: Arrays) -> _Told:
+        size, at_us, logged_us, *own = arrays
+        return _Told(int(size[0]), at_us, logged_us, own)
 
 
 def _refusal(record: Record) -> Append:

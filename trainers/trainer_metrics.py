@@ -113,7 +113,7 @@ class TrainerMetrics:
             self._rows.labels(name).set(len(table))
             self._admitted.set(len(table) + table.evicted, name)
             self._evicted.set(table.evicted, name)
-        if (error := trainer.frequency_error()) is not None:
+        if (error := trainer.family.gauges().get("frequency_error")) is not None:
             self._error.set(error)
 
 

@@ -102,7 +102,7 @@ def _measure(given: Stream, config: TrainerConfig) -> dict[str, float]:
     """Recall@20 and the share of the items that stand behind the one that was taken."""
     learner = Learner(config)
     tested = progressive(given, learner, share=0.3)
-    ranks, items = tested.rank[len(tested.rank) // 2 :], len(learner.trainer.corpus)
+    ranks, items = tested.rank[len(tested.rank) // 2 :], len(learner.trainer.family.corpus)
     return {
         "recall": float(np.mean(ranks < _K)),
         "auc": float(np.mean(1.0 - np.minimum(ranks, items) / items)),

@@ -76,7 +76,9 @@ class _Searched(Learner):
         topics = self._topics.searched_for(users)
         rows = np.flatnonzero((topics != _NOWHERE) & (users.scenarios == _SEARCH))
         best = torch.from_numpy(found[rows]).topk(10).indices.numpy()
-        of_best = self._topics.of_items(self.trainer.corpus.ids[best.ravel()]).reshape(best.shape)
+        of_best = self._topics.of_items(self.trainer.family.corpus.ids[best.ravel()]).reshape(
+            best.shape
+        )
         self.relevant.append((of_best == topics[rows, None]).mean(1))
         return found
 

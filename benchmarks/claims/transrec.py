@@ -80,7 +80,7 @@ def measure(seed: int, report: Report) -> Mapping[str, float]:
         with registered(name, model) as own:
             learner = Learner(seeded(_config(own), seed))
         tested = progressive(stream("taobao-2h"), learner, share=_SHARE)
-        items = len(learner.trainer.corpus)
+        items = len(learner.trainer.family.corpus)
         found[name] = auc(tested, items)
         found[f"{name} of cold users"] = auc(tested, items, tested.known < _COLD)
         report(f"  {name}: {tested.samples_per_s:,.0f} samples/s")

@@ -147,6 +147,6 @@ def test_the_trainer_counts_the_same_as_the_loop(movies: Stream, small: TrainerC
     late = tested.number > len(movies.steps) // 2
     assert tested.figures([10], late)["recall@10"] == np.mean(tested.rank[late] < 10)
     learner.refresh()
-    corpus, model = learner.trainer.corpus, learner.trainer.model
+    corpus, model = learner.trainer.family.corpus, learner.trainer.model
     fresh = model.items(corpus.items(np.arange(50))).detach().numpy()
     assert np.allclose(corpus.vectors[:50].numpy(), fresh, atol=1e-6)

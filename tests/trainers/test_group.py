@@ -261,7 +261,7 @@ def test_a_replica_has_the_rows_of_all_ranks(
         with each.reading() as served:
             assert served is not None
             assert served.info.step == len(stream)
-            assert len(served) == len(leader.trainer.corpus)
+            assert len(served) == len(leader.trainer.family.corpus)
             for name, of_replica in served.model.tables.items():
                 ids, rows = of_replica.touched_since(0)
                 assert dict(zip(ids.tolist(), rows.tolist(), strict=True)) == rows_of(state, name)

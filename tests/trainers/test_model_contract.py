@@ -562,7 +562,7 @@ def test_learning_is_the_same_to_the_bit_and_depends_on_the_seed(
     for process_seed, seed in enumerate((0, 0, 1)):
         torch.manual_seed(process_seed)  # must not matter
         trainer = learnt(name, world(micro_batch, steps=3), seed)
-        vectors.append(trainer.corpus.vectors.clone())
+        vectors.append(trainer.family.corpus.vectors.clone())
     assert torch.equal(vectors[0], vectors[1])
     assert not torch.equal(vectors[0], vectors[2])
 
@@ -592,14 +592,14 @@ def test_a_replica_scores_as_the_trainer_does_after_every_version(
         for version in trainer.on_time(10**6 * number):
             if number == 0 or version.info.base is not None:
                 assert replica.take(version) is Applied.APPLIED
-        known = trainer._describe(asked) if trainer.model.describes else asked
+        known = trainer.family.describe(asked)
         with torch.no_grad():
             expected = trainer.model.query(known)[0]
-        scores = (expected @ trainer.corpus.vectors.T).amax(0)
+        scores = (expected @ trainer.family.corpus.vectors.T).amax(0)
         with replica.reading() as served:
             assert served is not None
             answer = served.ask(asked)[0]
-            found, there = served.score(answer, trainer.corpus.ids)
+            found, there = served.score(answer, trainer.family.corpus.ids)
         assert there.all()
         np.testing.assert_array_equal(answer.queries, expected)
         np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-6)

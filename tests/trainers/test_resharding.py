@@ -148,7 +148,7 @@ def test_all_ranks_have_the_same_of_what_is_dense(
         for step in in_turn(stream, 3):
             trainer.step(step[exchange.rank])
         weights = [p.detach().numpy() for p in trainer.model.parameters()]
-        return trainer.metrics, trainer.corpus.table(), weights, trainer.samples
+        return trainer.metrics, trainer.family.corpus.table(), weights, trainer.samples
 
     (metrics, corpus, weights, samples), *others = together(3, of_rank)
     assert samples == 600

@@ -237,7 +237,7 @@ def test_figures_that_were_measured_at_other_ranks_do_not_pass_for_those_asked_f
 
 def hits(trainer: Trainer, *, popularity: bool = False) -> list[float]:
     """How often a liked item was in the top k so far, for every k."""
-    quality = trainer._popularity if popularity else trainer._ranking
+    quality = trainer.family._popularity if popularity else trainer.family._ranking
     _, *parts = quality.sums()[0, 0].tolist()
     found: list[float] = parts[: len(trainer._config.recall_at)]
     return found
@@ -252,13 +252,15 @@ def hits_to_come(trainer: Trainer, record: Record, ks: Sequence[int]) -> list[in
     for row in np.flatnonzero(samples.liked):
         start, end = samples.users.history.offsets[row : row + 2]
         seen = set(samples.users.history.values[start:end].tolist())
-        target = int(trainer.corpus.find(samples.item_ids[row : row + 1])[0])
+        target = int(trainer.family.corpus.find(samples.item_ids[row : row + 1])[0])
         if target < 0:
             continue
-        scores = queries[row, 0] @ trainer.corpus.vectors.T
+        scores = queries[row, 0] @ trainer.family.corpus.vectors.T
         shown = [
             place
-            for place, item in enumerate(trainer.corpus.items(np.arange(len(scores))).ids.tolist())
+            for place, item in enumerate(
+                trainer.family.corpus.items(np.arange(len(scores))).ids.tolist()
+            )
             if item not in seen and place != target
         ]
         rank = int((scores[shown] >= scores[target]).sum())
@@ -453,7 +455,9 @@ def test_a_declaration_alone_sends_the_items_vector(
     trainer.on_batch([micro_batch([declared(2, 7), declared(3, 8), declared(3, 9)])])
     delta = publish(trainer, 1)
     assert sorted(ids_of(delta, "vectors")) == [2, 3]
-    assert trainer.corpus.items(trainer.corpus.find(np.array([3]))).tokens.values.tolist() == [9]
+    assert trainer.family.corpus.items(
+        trainer.family.corpus.find(np.array([3]))
+    ).tokens.values.tolist() == [9]
 
 
 def test_the_watermark_never_falls(small: TrainerConfig, micro_batch: MakeRecord) -> None:
@@ -550,10 +554,10 @@ def test_a_micro_batch_of_declarations_only_is_a_step_that_fills_the_corpus(
 ) -> None:
     trainer = Trainer(small, "a")
     assert trainer.on_batch([micro_batch([declared(1, 5), declared(2)])]) == []
-    assert (trainer.steps, trainer.samples, len(trainer.corpus)) == (1, 0, 2)
+    assert (trainer.steps, trainer.samples, len(trainer.family.corpus)) == (1, 0, 2)
     told = {"loss": 0, "samples": 0, "items": 2, "refused": 0, "oldest_vector_steps": 2 / 16}
     assert told.items() <= trainer.metrics.items()
-    lengths = trainer.corpus.vectors.norm(dim=1)
+    lengths = trainer.family.corpus.vectors.norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(2))
     assert publish(trainer, 0).info.watermark_us is None
 
@@ -578,9 +582,9 @@ def test_an_item_that_was_never_declared_is_learnt_and_published(
     trainer.on_batch([micro_batch([liked(1, 10), liked(2, 11)])])
     version = publish(trainer, 0)
     assert sorted(ids_of(version, "vectors")) == [10, 11]
-    torch.testing.assert_close(trainer.corpus.vectors.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(trainer.family.corpus.vectors.norm(dim=1), torch.ones(2))
     trainer.on_batch([micro_batch([declared(10, 4)])])
-    assert len(trainer.corpus) == 2
+    assert len(trainer.family.corpus) == 2
 
 
 def test_before_anything_was_learnt_there_are_figures_and_a_version(small: TrainerConfig) -> None:
@@ -613,7 +617,7 @@ def test_without_the_correction_another_model_is_learnt(
     other.on_batch(stream)
     assert one.refused == 0
     assert math.isfinite(one.metrics["loss"])
-    assert not torch.equal(one.corpus.vectors, other.corpus.vectors)
+    assert not torch.equal(one.family.corpus.vectors, other.family.corpus.vectors)
 
 
 def test_the_vectors_of_the_whole_corpus_are_renewed_in_turn(
@@ -621,10 +625,10 @@ def test_the_vectors_of_the_whole_corpus_are_renewed_in_turn(
 ) -> None:
     trainer = Trainer(replace(small, refresh=7), "a")
     trainer.on_batch([micro_batch([declared(item, item) for item in range(30)])])
-    before = trainer.corpus.clock
+    before = trainer.family.corpus.clock
     for _ in range(math.ceil(30 / 7)):
         trainer.on_batch([micro_batch([liked(1, 0), liked(2, 1)])])
-    assert sorted(trainer.corpus.refreshed_since(before).ids.tolist()) == list(range(30))
+    assert sorted(trainer.family.corpus.refreshed_since(before).ids.tolist()) == list(range(30))
 
 
 def test_it_learns_what_is_not_merely_popular(stream: list[Record], small: TrainerConfig) -> None:
