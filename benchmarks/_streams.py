@@ -42,11 +42,13 @@ _TESTED_AT_ONCE = 256
 class Data:
     """What is asked about a source: the items of actions whose reward is at least `liked_from`.
 
-    With `repeats` an item may be taken again; else it is asked for only if it is not in the
-    history, and items of the history are not ranked.
+    `rewards` are those of kinds that the recipe rewards otherwise. With `repeats` an item may be
+    taken again; else it is asked for only if it is not in the history, and items of the history are
+    not ranked.
     """
 
     recipe: str = "movielens"
+    rewards: Mapping[str, float] = field(default_factory=dict)
     token_fields: tuple[str, ...] = ()
     text_fields: tuple[str, ...] = ()
     liked_from: float = 0.0
@@ -134,7 +136,8 @@ def joined(events: Iterator[pa.RecordBatch], data: Data) -> pa.RecordBatch:
         text_fields=data.text_fields,
         liked_from=_UNTESTED,
     )
-    joiner = Joiner(config, recipe.events, Behaviour(recipe.behaviour))
+    rewards = {**recipe.behaviour.rewards, **data.rewards}
+    joiner = Joiner(config, recipe.events, Behaviour(replace(recipe.behaviour, rewards=rewards)))
     found = []
     for part in events:
         at_us = part["at"][-1].value
@@ -206,12 +209,14 @@ class Learner:
             self.trainer.on_batch([step.declares])
 
     def find(self, items: Ids) -> Ids:
-        return self.trainer.corpus.find(items)
+        return self.trainer.family.corpus.find(items)
 
     @torch.no_grad()
     def scores(self, users: Users) -> NDArray[np.float32]:
         queries = self.queries(users)
-        found: NDArray[np.float32] = best_scores(queries, self.trainer.corpus.vectors).numpy()
+        found: NDArray[np.float32] = best_scores(
+            queries, self.trainer.family.corpus.vectors
+        ).numpy()
         return found
 
     @torch.no_grad()
@@ -219,14 +224,16 @@ class Learner:
         """(B, K, d)."""
         model = self.trainer.model
         if model.describes:
-            users = replace(users, described=self.trainer.corpus.describe(users.history.values))
+            users = replace(
+                users, described=self.trainer.family.corpus.describe(users.history.values)
+            )
         queries: torch.Tensor = model.query(users).cpu()
         return queries
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Computes the vectors of all items anew, of which the trainer renews a few each step."""
-        corpus = self.trainer.corpus
+        corpus = self.trainer.family.corpus
         for places in np.array_split(np.arange(len(corpus)), 1 + len(corpus) // 4_096):
             corpus.refresh(places, self.trainer.model.items(corpus.items(places)).cpu())
 

@@ -1,20 +1,18 @@
-"""The benchmarks of retrieval on small slices: who takes part, and when a model is how old."""
+"""The benchmarks of retrieval on small slices: who takes part, and what is asked."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import ader, retrieval, staleness
-from benchmarks._streams import DATA, Learner, Stream, progressive, samples_of, steps
-from features.batch import Jagged, Samples, Users, read_samples
+from benchmarks import ader, retrieval
+from benchmarks._streams import Learner
+from features.batch import read_samples
 from streaming.ids import stable_id
-from streaming.sources.registry import open_source
 from trainers import models
 from trainers.negatives import NegativesConfig
 from trainers.trainer import TrainerConfig
@@ -63,41 +61,32 @@ def test_the_whole_run_is_kept_by_source_and_system(
     assert recall == figures["ml-latest-small.popular.recall@50"]
 
 
-def samples_at(at_us: list[int]) -> Samples:
-    nobody = Users(
-        np.arange(len(at_us)),
-        Jagged.of(np.empty(0, np.int64), np.zeros(len(at_us), np.int64)),
-        np.empty(0, np.float32),
-    )
-    ids = np.arange(len(at_us))
-    ones = np.ones(len(at_us), np.float32)
-    return Samples(nobody, ids, ones, ones > 0, np.array(at_us))
+def test_each_is_compared_with_popularity_and_our_best_with_each_of_the_others() -> None:
+    found = {"popular": 0.1, "als": 0.2, "item_knn": 0.0, "two_tower": 0.3, "stamp": 0.4}
+    rows = {name: {"recall@50": recall} for name, recall in found.items()}
+    assert retrieval.compared(rows) == pytest.approx({
+        "als.recall@50_over_popular": 2,
+        "item_knn.recall@50_over_popular": 0,  # and nobody is so many times as good as it
+        "two_tower.recall@50_over_popular": 3,
+        "stamp.recall@50_over_popular": 4,
+        "best.recall@50_over_popular": 4,
+        "best.recall@50_over_als": 2,
+    })  # fmt: skip
+    assert not retrieval.compared({"als": {"recall@50": 0.2}})
 
 
-def test_an_old_model_has_the_steps_that_were_over_at_its_last_update() -> None:
-    s = 1_000_000
-    #                       step 0         step 1          step 2          step 3
-    samples = samples_at([1 * s, 9 * s, 11 * s, 19 * s, 21 * s, 39 * s, 41 * s, 45 * s])
-    asked = np.arange(8)
-    fresh = staleness.before_step(samples, asked, 0, step_size=2)
-    assert fresh.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    # Updates at 10 s, 20 s, 30 s and 40 s; that at 30 s has not the step that is over at 39 s.
-    old = staleness.before_step(samples, asked, 10, step_size=2)
-    assert old.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    older = staleness.before_step(samples, asked, 20, step_size=2)
-    assert older.tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
-    assert staleness.before_step(samples, asked, 60, step_size=2).tolist() == [0] * 8
+def test_models_that_are_told_more_than_others_are_there_and_can_be_told() -> None:
+    for name in {*retrieval.SETTINGS, *retrieval.DENSE_LEARNING_RATES}:
+        assert name in retrieval.retrievers()
+        assert isinstance(retrieval.ranker(name, retrieval.Config()), Learner)
 
 
-def test_a_delay_of_nothing_is_test_then_train_and_a_day_is_older() -> None:
-    data = DATA["ml-latest-small"]
-    rows = samples_of(open_source("ml-latest-small"), data, 11_000)
-    config = staleness.Config(share=1.0, step_size=32)
-    found = staleness.recalls(Learner(SMALL), rows, data, config)
-    assert set(found) == {"0s", "1s", "1min", "1h", "1d"}
-    given = Stream("movies", data, list(steps(rows, config.step_size)))
-    tested = progressive(given, Learner(SMALL))
-    assert found["0s"] == pytest.approx(tested.recall(50))
+def test_a_click_in_a_shop_session_pleased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_DATA", str(tmp_path))
+    clicks = {"period": [0, 0, 0], "session": [1, 1, 2], "item": [10, 11, 10]}
+    pq.write_table(pa.table(clicks), tmp_path / "diginetica.parquet")
+    given = retrieval.stream_of("diginetica", retrieval.Config())
+    assert [reward for step in given.steps for reward in step.samples.rewards] == [1.0] * 3
 
 
 CLICKS = {
