@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,16 +24,23 @@ from features.aggregator import Aggregator
 from features.store import FeastStore
 from infra.home import Home
 from infra.recipe import Recipe, load_recipe
+from infra.status import progress
 from infra.visitor_service import VisitorService
+from infra.wiring import version_store
 from streaming.ids import stable_id
 from streaming.log import EVENTS, NOBODY, SAMPLES, VERSIONS, Append, Log, Record
 from streaming.open_log import open_log
 from streaming.samples import decode_samples, encode_samples
+from trainers.versions import doorbell
 
-_PAUSE_S = 0.2
-_PEOPLE, _AT_ONCE = 256, 64
+_PAUSE_S, _LOOK_S = 0.2, 0.05
+_LEARNT_S = 60.0  # until likes are learnt, on a machine that has much else to do
+_ASKED_AT_ONCE = 64
+# In turns, for a block of the gate's is 64 users and ends when another comes.
+_PEOPLE, _AT_ONCE, _EACH = 96, 64, 3
 _TASTES, _OF_A_TASTE = 8, 12  # more items than the 50 that popularity finds
-_KNOWN_BITS = 2.0  # better than by popularity: whoever knows the tastes is at nearly three
+_KNOWN_LIKES = 32  # of each: for some blocks they all are of the gate's last kind, above 20 actions
+_KNOWN_BITS = 2.0  # better than by popularity: whoever knows the tastes is at more than three
 _HELD_UP_S = 1.5  # more than the second that is promised
 
 
@@ -63,6 +70,11 @@ class Planting:
         folder.rename(aside)
         self._mended.callback(aside.rename, folder)
 
+    def pin(self, causes: Causes) -> None:
+        """Replicas stay at the version that answers, as somebody tells them to."""
+        causes.pin(causes.running.get("/v1/status")["served_version"])
+        self._mended.callback(causes.pin, None)
+
     def __enter__(self) -> Planting:
         return self
 
@@ -83,13 +95,14 @@ class Planting:
                 return
 
 
-@dataclass(frozen=True)
+@dataclass
 class Causes:
     """Of a system that runs in a home, with the recipe of a file."""
 
     running: Service
     home: Path
     recipe_file: Path
+    _liked: int = field(default=0, init=False)  # by many people, and learnt
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -99,7 +112,7 @@ class Causes:
     @cached_property
     def visitor(self) -> VisitorService:
         """Asks the run, as a visitor would."""
-        return VisitorService(self.running.url, 10.0)
+        return VisitorService(self.running.url, _LEARNT_S)
 
     def log(self) -> closing[Log]:
         """Its log, closed at the end of the block."""
@@ -116,26 +129,33 @@ class Causes:
         self.visitor.post([{"kind": "like", "user_id": "ada", "item_id": "i1"}])
 
     def likes(self) -> None:
-        """Nothing is wrong: some of many people like something that is after their taste."""
-        self._post_likes(lambda person, place: self._items[person % _TASTES][place])
+        """Nothing is wrong: some of many people like what is after their taste."""
+        self._post_likes(lambda person: self._any_of(self._items[person % _TASTES]))
 
     def lies(self) -> None:
         """They seem to like what is after anybody's taste but their own, and some what nobody had
         heard of, in a place where nobody ever was.
         """
 
-        def item(person: int, place: int) -> str:
+        def item(person: int) -> str:
+            if person % 3 == 0:
+                return f"hype-{self._rng.integers(1 << 40)}"
             other = (person + 1 + int(self._rng.integers(_TASTES - 1))) % _TASTES
-            return self._items[other][place] if person % 3 else f"hype-{place % 3}"
+            return self._any_of(self._items[other])
 
         self._post_likes(item, scenario="nowhere")
+
+    def newcomers(self) -> None:
+        """The world moves on: all like the same few things, which there were not before."""
+        self._post_likes(lambda _: f"new-{self._rng.integers(_OF_A_TASTE)}")
 
     @property
     def tastes_are_known(self) -> bool:
         """Whether the gate has heard enough of them to find that they are others."""
         with self.log() as log:
             figures = json.loads(_newest(log, VERSIONS).value).get("metrics", {})
-        return float(figures.get("gate_gain_before", 0.0)) > _KNOWN_BITS
+        often = self._liked >= _PEOPLE * _KNOWN_LIKES
+        return often and float(figures.get("gate_gain_before", 0.0)) > _KNOWN_BITS
 
     @cached_property
     def _items(self) -> list[list[str]]:
@@ -148,15 +168,35 @@ class Causes:
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(0)
 
-    def _post_likes(self, item: Callable[[int, int], str], **more: str) -> None:
-        people = self._rng.choice(_PEOPLE, _AT_ONCE, replace=False).tolist()
-        places = self._rng.integers(_OF_A_TASTE, size=_AT_ONCE).tolist()
+    def _any_of(self, items: Sequence[str]) -> str:
+        return items[int(self._rng.integers(len(items)))]
+
+    def _post_likes(self, item: Callable[[int], str], **more: str) -> None:
+        """The next of them like something, and it is learnt: on a machine that learns slowly what
+        is planted next would otherwise wait behind it for minutes.
+        """
+        first = self._liked // _EACH
+        people = [(first + number) % _PEOPLE for number in range(_AT_ONCE) for _ in range(_EACH)]
         self.visitor.post(
             [
-                {"kind": "like", "user_id": f"p{person}", "item_id": item(person, place), **more}
-                for person, place in zip(people, places, strict=True)
+                {"kind": "like", "user_id": f"p{person}", "item_id": item(person), **more}
+                for person in people
             ]
         )
+        due = time.monotonic() + _LEARNT_S
+        with self.log() as log:
+            while any(progress(log, Home(self.home)).lag.values()):
+                if time.monotonic() > due:
+                    raise RuntimeError(f"likes are not learnt after {_LEARNT_S:.0f} s")
+                time.sleep(_LOOK_S)
+        self._liked += len(people)
+
+    def pin(self, version: str | None) -> None:
+        """Replicas stay at a version, or with None follow the newest, as by `headrace versions`."""
+        model = self.recipe.trainer.called
+        version_store(self.recipe, Home(self.home)).pin(model, version)
+        with self.log() as log:
+            log.append([doorbell(model)])
 
     def held_up(self) -> None:
         """What is liked is learnt only after a while, for the trainer stands still."""
@@ -215,7 +255,7 @@ def storm(replica: Service, user: str) -> None:
     """More is asked at once than a replica lets wait, for one user."""
     path = f"/v1/recommend?user_id={user}&k=10&shown=false"
     balancer = Balancer([replica.port])
-    asyncio.run(load(balancer, lambda _: path, 0.0, _AT_ONCE, _AT_ONCE))
+    asyncio.run(load(balancer, lambda _: path, 0.0, _ASKED_AT_ONCE, _ASKED_AT_ONCE))
 
 
 def _never_happened(users: Sequence[str]) -> list[Record]:

@@ -17,8 +17,11 @@ def line_plot(
     axes: tuple[str, str],
     xs: Sequence[float],
     series: Mapping[str, Sequence[float]],
+    ticks: Sequence[str] = (),
 ) -> None:
-    """Draws each series over `xs`, the vertical axis from 0; `axes` names both, with units."""
+    """Draws each series over `xs`, the vertical axis from 0; `axes` names both, with units, and
+    `ticks`, if they are given, each of the `xs`.
+    """
     top = 1.15 * max(max(ys) for ys in series.values())
     low, high = min(xs), max(xs)
 
@@ -39,16 +42,22 @@ def line_plot(
         x, y = place(low, value)
         parts.append(f'<path d="M{x:.1f} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd" fill="none"/>')
         parts.append(_text(x - 6, y + 4, f"{value:,.3g}", 'text-anchor="end"'))
-    for x_value in (low, (low + high) / 2, high):
+    numbers = (low, (low + high) / 2, high)
+    named = zip(xs, ticks, strict=True) if ticks else ((one, f"{one:,.3g}") for one in numbers)
+    for x_value, tick in named:
         x, y = place(x_value, 0)
-        parts.append(_text(x, y + 18, f"{x_value:,.3g}", 'text-anchor="middle"'))
-    for (name, ys), colour in zip(series.items(), _COLOURS, strict=False):
+        parts.append(_text(x, y + 18, tick, 'text-anchor="middle"'))
+    for ys, colour in zip(series.values(), _COLOURS, strict=False):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, xs, ys))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        x, y = place(xs[-1], ys[-1])
-        parts.append(_text(x + 8, y + 4, name, f'fill="{colour}"'))
+    last, lowest = xs[-1], float(_HEIGHT)
+    coloured = zip(series, _COLOURS, strict=False)
+    for name, colour in sorted(coloured, key=lambda one: series[one[0]][-1]):
+        x, y = place(last, series[name][-1])
+        lowest = min(y, lowest - 13)  # so that no name lies on another
+        parts.append(_text(x + 8, lowest + 4, name, f'fill="{colour}"'))
     path.write_text("\n".join([*parts, "</svg>", ""]))
 
 

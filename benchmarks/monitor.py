@@ -45,6 +45,7 @@ PROMISES = {
     "frozen_trainer_s": (0.0, 60.0),
     "dead_partition_s": (0.0, 60.0),
     "poisoning_s": (0.0, 120.0),
+    "old_version_s": (0.0, 180.0),
 }
 _LOADED = 20_000  # events
 _QUIET_S = 30.0
@@ -183,11 +184,19 @@ def _version_is_nowhere(system: _System, planting: Planting) -> None:
 def _people_like_what_they_like(system: _System) -> None:
     with Planting() as planting:
         planting.often(system.causes.likes)
-        _until(lambda: system.causes.tastes_are_known)
+        _until(
+            lambda: system.causes.tastes_are_known and "HeadraceVersionHeld" not in system.alerts()
+        )
 
 
 def _people_lie(system: _System, planting: Planting) -> None:
     planting.often(system.causes.lies)
+
+
+def _version_is_old(system: _System, planting: Planting) -> None:
+    """It is pinned, and people like what it has never seen."""
+    planting.pin(system.causes)
+    planting.often(system.causes.newcomers)
 
 
 def _nothing(_system: _System) -> None:
@@ -214,6 +223,7 @@ _PLANTS = (
     _Plant("frozen_trainer_s", "HeadraceTrainerFrozen", _nobody_learns),
     _Plant("stuck_replica_s", "HeadraceReplicaStuck", _version_is_nowhere),
     _Plant("poisoning_s", "HeadraceVersionHeld", _people_lie, 1, _people_like_what_they_like),
+    _Plant("old_version_s", "HeadraceQualityDrop", _version_is_old, 1, _people_like_what_they_like),
 )
 
 

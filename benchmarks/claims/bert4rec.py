@@ -1,17 +1,24 @@
-"""BERT4Rec finds the last movie of more users than SASRec and popularity, by the paper's protocol.
+"""BERT4Rec finds the last movie of more users than popularity, but not than SASRec, by the paper's
+protocol.
 
 Sun et al., *BERT4Rec*, CIKM 2019, table 2, on MovieLens-1M: HR@10 .6970 and NDCG@10 .4818; SASRec
 .6629 and .4368; popularity .1386 and .0621. Of each user the last movie is to be found among 100
 that he has not rated, drawn by popularity; the one before it is kept for choosing settings, which
 we do not do; all before that is learnt in epochs, offline.
 
-What differs: 20 epochs, where the authors had some hundred thousand steps on a GPU; the newest 50
-movies are read, not 200; rows have 64 numbers, not 256. In each epoch every user's history is cut
-at a place drawn anew, and the movie behind the cut is the one that comes next. Both models learn by
-the softmax over all movies, BERT4Rec the cloze as well, SASRec at all places.
+What differs: 20 epochs, 3,780 steps of 32 users, where the authors had some hundred thousand steps
+on a GPU; the newest 50 movies are read, not 200; rows have 64 numbers, not 256. In each epoch every
+user's history is cut at a place drawn anew, and the movie behind the cut is the one that comes
+next. Both models learn by softmax: what comes next among all movies, and among 512 drawn anew in
+each step BERT4Rec the cloze, SASRec what follows at each place. (The paper's SASRec has one movie
+in place of the 512.)
 
-No whole run has been measured, so nothing is promised. In a run of 4 epochs BERT4Rec's loss stayed
-where popularity has it: it needs many more steps to leave there.
+That it finds more than SASRec does not reproduce: after as many steps SASRec finds more (HR@10 .620
+and .565). SASRec learns at five times as many places of a history, and what was done last reaches
+its answer without any layer between; which of these it is was not looked at. BERT4Rec was still
+getting better: among 1,000 users HR@10 was .25 after 500 steps, .43 after 1,000, .52 after 1,500
+(SASRec .33 and .53 after 500 and 1,000). Neither a learning rate of .003 (.43 after 1,000) nor 40%
+masked (.41) was faster; in 4 epochs with 128 users in a step its loss stayed that of popularity.
 """
 
 from __future__ import annotations
@@ -31,7 +38,8 @@ from trainers.models import RetrievalStep, create
 from trainers.softmax import Sampling
 
 _EPOCHS = 20
-_USERS = 128  # in a step
+_USERS = 32  # in a step
+_DRAWN = 512  # movies beside the right one, at each place of a history
 _NEGATIVES = 100
 _K = 10
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -92,7 +100,8 @@ def _learn(model: Any, movies: Sequence[Ids], seed: int, report: Report) -> None
         for number, begin in enumerate(range(0, len(order), _USERS)):
             some = [movies[user] for user in order[begin : begin + _USERS]]
             cuts = [int(random.integers(1, len(one) - 2)) for one in some]
-            step = _step(some, cuts, items, epoch * len(order) + number)
+            drawn = np.sort(random.choice(items, _DRAWN, replace=False))
+            step = _step(some, cuts, items, drawn, epoch * len(order) + number)
             for table in model.tables.values():
                 table.training = True
             dense.zero_grad()
@@ -106,7 +115,9 @@ def _learn(model: Any, movies: Sequence[Ids], seed: int, report: Report) -> None
         report(f"  epoch {epoch + 1}: loss {np.mean(losses):.3f}")
 
 
-def _step(some: Sequence[Ids], cuts: Sequence[int], items: int, seed: int) -> RetrievalStep:
+def _step(
+    some: Sequence[Ids], cuts: Sequence[int], items: int, drawn: Ids, seed: int
+) -> RetrievalStep:
     following = np.array([one[cut] for one, cut in zip(some, cuts, strict=True)])
     size = len(some)
     return RetrievalStep(
@@ -121,7 +132,7 @@ def _step(some: Sequence[Ids], cuts: Sequence[int], items: int, seed: int) -> Re
         ),
         torch.ones(size),
         following,
-        np.arange(items),
+        drawn,
         seed,
     )
 
@@ -169,7 +180,7 @@ CLAIMS = tuple(
         measure,
         f"bert4rec {figure}@{_K}",
         f"{baseline} {figure}@{_K}",
-        reproduces=False,
+        reproduces=baseline == "popularity",
     )
     for figure in ("HR", "NDCG")
     for baseline in ("popularity", "sasrec")
