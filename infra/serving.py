@@ -106,7 +106,7 @@ class Serving:
         )
         own, *beside = recipe.trainers.values()
         self._own = self._kept(own, self._observe_version, self._note_version)
-        self._beside = [self._kept(one, self._observe_beside, self.served.know) for one in beside]
+        self._beside = [self._kept(one, self._observe_applied, self.served.know) for one in beside]
         self.replica = self._own.replica
         self.live = LiveWatch(self.replica, recipe.quality, metrics)
         self.drift = DriftWatch(recipe.drift, metrics)
@@ -282,7 +282,7 @@ class Serving:
         self.served.know(info)
         self.live.know(info)
 
-    def _observe_beside(self, info: VersionInfo, seconds: float) -> None:
+    def _observe_applied(self, info: VersionInfo, seconds: float) -> None:
         metrics = self.metrics
         metrics.versions.inc()
         metrics.apply_seconds.observe(seconds)
@@ -290,7 +290,7 @@ class Serving:
             observe_age(metrics.served, info.learnt_logged_us, time.time())
 
     def _observe_version(self, info: VersionInfo, seconds: float) -> None:
-        self._observe_beside(info, seconds)
+        self._observe_applied(info, seconds)
         metrics = self.metrics
         metrics.version_number.set(info.number)
         self._applied_s = time.time()

@@ -25,6 +25,7 @@ class KafkaMembership:
         self._left = False
         # It never reads, so where it would start to does not matter.
         self._consumer = cluster.consumer(group_id=self._prefix + group, auto_offset_reset="latest")
+        _keep_answers(self._consumer._coordinator)
         self._owned = Owned(self._consumer)
         self._consumer.subscribe([self._prefix + topic for topic in topics], listener=self._owned)
 
@@ -46,3 +47,23 @@ class KafkaMembership:
                 self._tell()
                 with suppress(LogError), self._cluster.translated():
                     self._consumer.close(autocommit=False, timeout_ms=5_000)
+
+
+def _keep_answers(coordinator: Any) -> None:
+    """What the group answers between two polls counts in the next one.
+
+    kafka-python (3.0.12) takes an answer only while a poll waits for it, and otherwise joins anew:
+    members that are polled for a short time now and then can miss answers for minutes.
+    """
+    join = coordinator._do_join_and_sync_async
+    answer: bytes | None = None
+
+    async def join_or_take() -> bytes:
+        nonlocal answer
+        # Whoever takes an answer is stable; who joins while it rebalances has not taken the last.
+        if answer is None or not coordinator.rebalance_in_progress():
+            answer = None
+            answer = await join()
+        return answer
+
+    coordinator._do_join_and_sync_async = join_or_take

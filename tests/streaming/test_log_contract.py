@@ -565,6 +565,20 @@ def test_one_who_comes_after_another_has_left_has_every_partition(
         membership.leave()
 
 
+def test_one_who_is_asked_only_now_and_then_has_every_partition(
+    clients: Callable[..., Log],
+) -> None:
+    """What a broker answers while nobody asks is not lost."""
+    membership = clients(2).join("g", [EVENTS])
+    places = {TopicPartition(EVENTS, p) for p in range(2)}
+    for _ in range(10):
+        if membership.assigned() == places:
+            break
+        time.sleep(1.5)  # a broker answers before
+    assert membership.assigned() == places
+    membership.leave()
+
+
 def test_two_processes_share_the_partitions_and_one_inherits(
     request: pytest.FixtureRequest, clients: Callable[..., Log]
 ) -> None:
