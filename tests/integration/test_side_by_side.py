@@ -80,8 +80,7 @@ def test_users_are_answered_by_the_models_of_their_arms(running: Service) -> Non
     assert "hotter" in said["hot"]
     assert said["hot"].isdisjoint({"two_tower", "sasrec"})
     models = {
-        arm: {one["version"].partition("/")[0] for one in given}
-        for arm, given in found.items()
+        arm: {one["version"].partition("/")[0] for one in given} for arm, given in found.items()
     }
     assert models == {"both": {"two_tower"}, "hot": {"hotter"}}
 
