@@ -41,7 +41,7 @@ class DriftConfig:
     """
 
     enabled: bool = True
-    rows_per_s: PositiveInt = 1_000
+    rows_per_s: PositiveInt = 256
     first: PositiveInt = 10_000
     bins: PositiveInt = 10
     values: PositiveInt = 20

@@ -136,7 +136,10 @@ class DriftWatch:
     def _count_labels(self, rows: pa.RecordBatch, now_s: float) -> None:
         rates = rows["negative_rate"].fill_null(1.0).to_numpy(zero_copy_only=False)
         for label in labels_in(rows.schema):
-            values = rows[f"label_{label}"].to_numpy(zero_copy_only=False)
+            column = rows[f"label_{label}"]
+            if column.null_count == len(column):
+                continue
+            values = column.to_numpy(zero_copy_only=False)
             stands_for = np.where(values > 0, 1.0, 1.0 / rates)[~np.isnan(values)]
             known, total = self._labels.setdefault(
                 label, (Rate(self._config.rate_s), Rate(self._config.rate_s))
