@@ -24,7 +24,7 @@ from features.aggregator import Aggregator
 from features.store import FeastStore
 from infra.home import Home
 from infra.recipe import Recipe, load_recipe
-from infra.status import progress
+from infra.status import groups, progress
 from infra.visitor_service import VisitorService
 from infra.wiring import version_store
 from streaming.ids import stable_id
@@ -185,7 +185,7 @@ class Causes:
         )
         due = time.monotonic() + _LEARNT_S
         with self.log() as log:
-            while any(progress(log, Home(self.home)).lag.values()):
+            while any(progress(log, groups(Home(self.home))).lag.values()):
                 if time.monotonic() > due:
                     raise RuntimeError(f"likes are not learnt after {_LEARNT_S:.0f} s")
                 time.sleep(_LOOK_S)

@@ -205,9 +205,9 @@ class Doctor:
             yield ok("versions", f"{name} can be read, {age_s:,.0f} s old")
 
     def _waiting(self, log: Log, role: str) -> bool:
-        from infra.status import progress
+        from infra.status import groups, progress
 
-        return progress(log, self.home).lag.get(role, 0) > 0
+        return progress(log, groups(self.home)).lag.get(role, 0) > 0
 
     def _replicas(self) -> Iterator[Finding]:
         served: dict[str, str] = {}

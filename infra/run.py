@@ -67,7 +67,8 @@ class System:
         told = self.metrics if recipe.metrics.enabled else None
         catalog = catalog_loop(recipe, home, self.log, told)
         self.serving = Serving(recipe, home, self.log, catalog, log_file, self.metrics)
-        self._log_metrics = LogMetrics(self.metrics, self.log, groups(home))
+        self._groups = groups(home)
+        self._log_metrics = LogMetrics(self.metrics, self.log, self._groups)
         self.replay = self._make_replay()
         self._events_per_s = 0.0
         self._settled: tuple[object, float] = (None, 0.0)
@@ -209,7 +210,7 @@ class System:
 
     def _waiting(self) -> int:
         """Records on the way: in front of the feature store, or of a trainer of this run."""
-        lag = progress(self.log, self._home).lag
+        lag = progress(self.log, self._groups).lag
         trainers = [lag[role] for role in self._recipe.trainers if role in lag]
         return max(lag["aggregator"], lag["joiner"] + max(trainers, default=0))
 

@@ -107,6 +107,7 @@ class Serving:
         own, *beside = recipe.trainers.values()
         self._own = self._kept(own, self._observe_version, self._note_version)
         self._beside = [self._kept(one, self._observe_applied, self.served.know) for one in beside]
+        self._models = [self._own, *self._beside]
         self.replica = self._own.replica
         self.live = LiveWatch(self.replica, recipe.quality, metrics)
         self.drift = DriftWatch(recipe.drift, metrics)
@@ -174,7 +175,7 @@ class Serving:
 
     def _missing(self) -> str | None:
         """Which version it waits for; None for none."""
-        return next(filter(None, map(self._missing_of, (self._own, *self._beside))), None)
+        return next(filter(None, map(self._missing_of, self._models)), None)
 
     def _missing_of(self, model: KeptModel) -> str | None:
         if model.served is not None:
@@ -261,16 +262,15 @@ class Serving:
         return KeptModel(self.recipe, self._home, self._log, trainer, applied, refused, noted)
 
     def _behind_s(self) -> float:
-        return max(one.behind_s() for one in (self._own, *self._beside))
+        return max(one.behind_s() for one in self._models)
 
     def is_at(self, newest: Sequence[str]) -> bool:
         """Whether each model is served at this version, unless it is to stay at another, by hand or
         for the gate: then the newest is not waited for.
         """
-        models = (self._own, *self._beside)
         return all(
             one.served == name or one.follower.target is not None
-            for one, name in zip(models, newest, strict=True)
+            for one, name in zip(self._models, newest, strict=True)
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,8 @@ class Progress:
     lag: dict[str, int]
 
 
-def progress(log: Log, home: Home) -> Progress:
-    """Reads where every group stands, in records."""
-    read = groups(home)
+def progress(log: Log, read: Mapping[str, Sequence[str]]) -> Progress:
+    """Reads where every group stands, in records, by the topics that each reads."""
     # Positions first: what is appended in between makes a lag too large, never negative.
     positions = {
         group: sum(log.positions(group, topics).values()) for group, topics in read.items()
@@ -105,14 +104,15 @@ def status(log: Log, home: Home) -> dict[str, Any]:
 
     What the joiner and `headrace daily` counted is that of their newest cuts, some seconds ago.
     """
-    where = progress(log, home)
+    read = groups(home)
+    where = progress(log, read)
     models = list(home.models.values())
     version = newest_version(log, next(iter(models), None))
     shown = None if version is None else _shown(version)
     beside = {model: newest_version(log, model) for model in models[1:]}
     return {
         "learning": home.learning,
-        "groups": groups(home),
+        "groups": read,
         "records": where.ends,
         "positions": where.positions,
         "lag": where.lag,

@@ -22,7 +22,7 @@ Different from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -35,8 +35,9 @@ from trainers.models.parts.attention import Transformer
 from trainers.models.parts.chance import generator
 from trainers.models.parts.drawn import drawn_softmax
 from trainers.models.parts.history import sequence
+from trainers.models.parts.tables import tables
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -73,8 +74,7 @@ class BERT4Rec(nn.Module):
         self.config = config
         self.width = config.width
         self.temperature = config.temperature
-        table = replace(config.table, name="item", width=config.width, seed=config.seed)
-        self.tables = {"item": EmbeddingTable(table)}
+        self.tables = tables(config.table, config.width, config.seed, "item")
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.mask = nn.Parameter(torch.randn(config.width) * config.table.birth_scale)

@@ -39,9 +39,10 @@ from features.batch import Ids, Items, Users
 from features.tensors import PaddedHistory
 from trainers.models import RetrievalStep, register
 from trainers.models.parts.history import newest, sequence
+from trainers.models.parts.tables import tables
 from trainers.rows import Birth
 from trainers.softmax import Precision, sampled_softmax
-from trainers.table import EmbeddingTable, TableConfig
+from trainers.table import TableConfig
 
 # Adam moves every number alike. The few that stand for an age are further from where they begin
 # than those of a net, and every sample teaches them.
@@ -76,8 +77,7 @@ class STAMP(nn.Module):
         self.config = config
         self.width = config.width + config.code
         self.temperature = config.temperature
-        table = replace(config.table, name="item", width=config.width, seed=config.seed)
-        self.tables = {"item": EmbeddingTable(table)}
+        self.tables = tables(config.table, config.width, config.seed, "item")
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.tower = nn.Sequential(
