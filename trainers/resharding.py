@@ -8,7 +8,7 @@ no ids), sums to rank 0.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from streaming.artefact import Artefact
 from trainers.arrays import table_arrays
 from trainers.frequency import merge_states
 from trainers.kernels import owners
-from trainers.tally import TallyMetric
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,12 +60,13 @@ class SavedRanks:
             return table_arrays(self._of_rank("frequency"))
         return merge_states([table_arrays(table) for table in self._of_all("frequency")])
 
-    def metric(self, name: str, metric: TallyMetric, others: TallyMetric) -> None:
-        """Loads a metric with what it had counted; `others` is a new one of the same kind."""
+    def metric(self, name: str, metric: Any, new: Callable[[], Any]) -> None:
+        """Loads a metric, or several as one, with what it had counted; `new` makes one like it."""
         if self._ranks == self._saved or self._rank == 0:
             metric.load(table_arrays(self._of_rank(name)))
         if self._ranks != self._saved and self._rank == 0:
             for table in self._of_all(name)[1:]:
+                others = new()
                 others.load(table_arrays(table))
                 metric.absorb(others.sums())
 

@@ -274,7 +274,7 @@ class Retrieval:
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self._estimator.load(saved.frequency())
         for name, quality in (("ranking", self._ranking), ("popularity", self._popularity)):
-            saved.metric(name, quality, RankingQuality(self._config.recall_at))
+            saved.metric(name, quality, lambda: RankingQuality(self._config.recall_at))
         self.corpus.restore(shards["corpus"])
         if (own := saved.own("negatives")) is not None:
             self._negatives.load(own)

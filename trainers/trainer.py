@@ -38,8 +38,9 @@ from trainers.arrays import (
 )
 from trainers.families import Batch, Moment
 from trainers.gate import Gate, GateConfig, Soundness, size_of
-from trainers.models import create
+from trainers.models import create, family_of
 from trainers.peers import Alone, Arrays, Peers
+from trainers.ranking import Ranking
 from trainers.resharding import SavedRanks, shard_name
 from trainers.retrieval import Retrieval, RetrievalConfig
 from trainers.table import EmbeddingTable
@@ -108,9 +109,7 @@ class Trainer:
         self._parameters = list(self.model.parameters())
         self._dense = torch.optim.Adam(self._parameters, lr=config.dense_learning_rate, fused=True)
         self.gate = Gate(config.gate)
-        self.family = Retrieval(
-            self.model, config, config.device, config.wire, config.seed, self._peers, self.gate
-        )
+        self.family = self._make_family()  # a Family: which one, the model says
         self._soundness = Soundness(config.gate.growth)
         self._faulted = False  # by the gate, as of the last version
         # As many as the store keeps at least.
@@ -135,6 +134,14 @@ class Trainer:
                 ) from error
         self._published = _Cursor()
         self._durable = self.mark()
+
+    def _make_family(self) -> Any:
+        config, model = self._config, self.model
+        if family_of(config.model) == "ranking":
+            return Ranking(model, self._peers)
+        return Retrieval(
+            model, config, config.device, config.wire, config.seed, self._peers, self.gate
+        )
 
     # -- the Step protocol -----------------------------------------------------------------
 
@@ -283,7 +290,7 @@ class Trainer:
                 table.training = False
         if not (self.family.is_finite(samples) and torch.isfinite(loss)):
             return 0.0, False
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach()), self._measure_gradients()
 
     def _take_step(self, loss: float, learnt: bool, told: Sequence[_Told]) -> None:

@@ -91,7 +91,8 @@ def registered() -> list[str]:
     return [
         name
         for name in models.names()
-        if name in installed or about(name).origin.startswith("trainers.models.")
+        if about(name).family == "retrieval"
+        and (name in installed or about(name).origin.startswith("trainers.models."))
     ]
 
 

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from features.batch import Ids, Items, Users
+from features.shown import Pairs
 from streaming.errors import ConfigError
 from streaming.settings import fill
 from trainers.softmax import Sampling
 from trainers.table import EmbeddingTable
+from trainers.tasks import Task
 
 T = TypeVar("T")
 _REGISTRY: dict[str, type[Any]] = {}
@@ -86,6 +88,40 @@ class Retriever(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RankingStep:
+    """What a ranker learns from in one step: n pairs, and of each task what came of them (n,), NaN
+    where that is not known. Of those that came to nothing the share `rates` (n,) is here; `groups`
+    (n,) are equal for pairs that compete. All that a model draws it draws from `seed`.
+    """
+
+    pairs: Pairs
+    labels: Mapping[str, Tensor]
+    rates: Tensor
+    groups: Ids
+    seed: int
+
+
+class Ranker(Protocol):
+    """A model that says of a pair of user and item what is to be expected, for each of its tasks.
+
+    It is a `torch.nn.Module` with `tables`, `describes` and `reads` as a `Retriever` has them.
+    """
+
+    tasks: Mapping[str, Task]
+    tables: Mapping[str, EmbeddingTable]
+    describes: bool
+    reads: tuple[str, ...]
+
+    def predict(self, pairs: Pairs) -> Mapping[str, Tensor]:
+        """Of each task (n,): the probability of a label, or its value, if the pair is shown."""
+        ...
+
+    def loss(self, step: RankingStep) -> Tensor:
+        """The scalar to make small."""
+        ...
+
+
 class About(NamedTuple):
     """What a model says of itself; each text is one line.
 
@@ -122,6 +158,16 @@ def names() -> list[str]:
     for point in entry_points(group=_ENTRY_POINTS):
         _import_other(point.name)
     return sorted(_REGISTRY)
+
+
+def family_of(name: str) -> str:
+    """Of which family the model of that name is: "retrieval", "ranking".
+
+    Raises:
+        ConfigError: as `find`.
+    """
+    _class(name)
+    return _FAMILIES[name]
 
 
 def about(name: str) -> About:
