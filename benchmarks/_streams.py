@@ -209,7 +209,8 @@ class Learner:
             self.trainer.on_batch([step.declares])
 
     def find(self, items: Ids) -> Ids:
-        return self.trainer.family.corpus.find(items)
+        found: Ids = self.trainer.family.corpus.find(items)
+        return found
 
     @torch.no_grad()
     def scores(self, users: Users) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from trainers.models import Ranker, RankingStep
 from trainers.peers import Arrays, Peers
 from trainers.resharding import SavedRanks
 from trainers.sliced_metrics import ALL, SlicedMetrics, SlicedSums, merged
+from trainers.tasks import came_to_nothing, labels_read
 
 _POSITIVE = 0.5  # graded labels count as positive from here on
 
@@ -51,7 +52,7 @@ class Ranking:
     def read(self, batch: pa.RecordBatch | None) -> Batch:
         if batch is None:
             return Batch(None, 0, _NOTHING, [_NOTHING, _NOTHING, _NO_FIELDS, _NOTHING])
-        items, shown = read_declarations(batch), read_shown(batch, list(self._model.tasks))
+        items, shown = read_declarations(batch), read_shown(batch, labels_read(self._model.tasks))
         told = _Told(items.ids, items.tokens.values, items.fields, items.tokens.offsets)
         if not len(shown.pairs):
             return Batch(None, 0, _NOTHING, told)
@@ -80,12 +81,14 @@ class Ranking:
     @torch.no_grad()
     def test(self, samples: Shown, now: Moment) -> None:  # noqa: ARG002
         predicted = self._model.predict(samples.pairs)
-        kept = np.where(_came_to_nothing(samples), samples.rates, np.float32(1.0))
+        labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
+        nothing = came_to_nothing(self._model.tasks, labels).numpy()
+        kept = np.where(nothing, samples.rates, np.float32(1.0))
         for task in self._binary:
-            labels = samples.labels[task]
+            label = samples.labels[task]
             rows = outcomes(
                 predicted[task].cpu().numpy(),
-                np.where(np.isnan(labels), np.nan, labels >= _POSITIVE),
+                np.where(np.isnan(label), np.nan, label >= _POSITIVE),
                 weights=1.0 / kept,  # it stands for those that were left out
                 groups=samples.groups,
             )
@@ -98,9 +101,7 @@ class Ranking:
 
     def loss(self, samples: Shown, seed: int) -> Tensor:
         labels = {name: torch.tensor(label) for name, label in samples.labels.items()}
-        step = RankingStep(
-            samples.pairs, labels, torch.tensor(samples.rates), samples.groups, seed
-        )
+        step = RankingStep(samples.pairs, labels, torch.tensor(samples.rates), samples.groups, seed)
         return self._model.loss(step)
 
     def is_finite(self, samples: Shown) -> bool:
@@ -161,12 +162,6 @@ class _Told(NamedTuple):
 
 
 _NOTHING, _NO_FIELDS = np.empty(0, np.int64), np.empty(0, np.int32)
-
-
-def _came_to_nothing(samples: Shown) -> NDArray[np.bool_]:
-    """Which pairs (n,) have no label but zeros: of these, some may have been left out."""
-    found: NDArray[np.bool_] = ~np.any([label > 0 for label in samples.labels.values()], axis=0)
-    return found
 
 
 def _packed(sums: SlicedSums) -> Arrays:

@@ -114,7 +114,9 @@ class Ranker(Protocol):
     reads: tuple[str, ...]
 
     def predict(self, pairs: Pairs) -> Mapping[str, Tensor]:
-        """Of each task (n,): the probability of a label, or its value, if the pair is shown."""
+        """Of each task (n,): the probability of a label, or its value, if the pair is shown; at
+        which place is not known yet, whatever `pairs.positions` say.
+        """
         ...
 
     def loss(self, step: RankingStep) -> Tensor:

@@ -13,94 +13,47 @@ What differs: fields are embedded by tables that grow, and learnt as the stream 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from features.shown import Pairs
-from trainers.models import RankingStep, register
-from trainers.models.parts.fields import TABLES, Fields
-from trainers.models.parts.tables import tables
-from trainers.table import TableConfig
-from trainers.tasks import Task, check_tasks, task_losses
+from trainers.models import register
+from trainers.models.parts.ranker import Inputs, Multitask, RankerConfig, Towers
 
 
 @register("mmoe", "ranking")
-class MMoE(nn.Module):
+class MMoE(Multitask):
     """`predict` reads whatever its `fields` are."""
 
-    describes = False
-    reads: tuple[str, ...] = (
-        "user_id", "item_id", "item_tokens", "item_fields", "scenario", "history",
-        "history_rewards", "negative_rate",
-    )  # fmt: skip
-
     @dataclass(frozen=True)
-    class Config:
-        """`tasks` are labels of samples. `fields` are those of `parts.fields`; `width` is theirs,
-        `expert` and `tower` are the widths of the layers.
-        """
+    class Config(RankerConfig):
+        """`expert` is the width of the hidden layer that is each expert."""
 
-        tasks: Mapping[str, Task] = field(default_factory=lambda: {"click": Task()})
-        fields: tuple[str, ...] = ("user_id", "history", "scenario", "item_id", "genres", "year")
-        width: PositiveInt = 16
-        history: NonNegativeInt = 50
         experts: PositiveInt = 4
         expert: PositiveInt = 64
-        tower: PositiveInt = 32
         gates: Literal["each", "one"] = "each"
-        table: TableConfig = field(default_factory=TableConfig)
-        seed: int = 0
-
-        def __post_init__(self) -> None:
-            check_tasks(self.tasks)
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.tasks = config.tasks
-        self.tables = tables(config.table, config.width, config.seed, *TABLES)
+        super().__init__(config)
+        inputs = self.user_width + self.item_width
+        gates = len(self.tasks) if config.gates == "each" else 1
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.fields = Fields(config.fields, config.history)
-            inputs = len(self.fields) * config.width
-            gates = len(self.tasks) if config.gates == "each" else 1
             self.experts = nn.Linear(inputs, config.experts * config.expert)  # all in one product
             self.gates = nn.Linear(inputs, gates * config.experts, bias=False)
-            self.towers = nn.ModuleDict(
-                {task: tower(config.expert, config.tower) for task in self.tasks}
-            )
+            self.towers = Towers(len(self.tasks), config.expert, config.tower)
 
-    def predict(self, pairs: Pairs) -> dict[str, Tensor]:
+    def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         config = self.config
-        x = self.fields(self.tables, pairs).flatten(1)  # (n, F d)
-        experts = self.experts(x).relu().view(len(x), config.experts, config.expert)
-        gates = self.gates(x).view(len(x), -1, config.experts).softmax(2)  # (n, K or 1, E)
-        mixed = (gates @ experts).expand(-1, len(self.tasks), -1)  # (n, K, expert)
-        return {
-            name: made(self.towers[name](mixed[:, k])[:, 0], task)
-            for k, (name, task) in enumerate(self.tasks.items())
-        }
+        experts = inputs.through(self.experts).relu()
+        experts = experts.view(len(experts), config.experts, config.expert)
+        gates = inputs.through(self.gates).view(len(experts), -1, config.experts).softmax(2)
+        return gates @ experts  # (n, K or 1, expert)
 
-    def loss(self, step: RankingStep) -> Tensor:
-        losses = task_losses(self.tasks, self.predict(step.pairs), step.labels, step.rates)
-        return sum_of(losses, self.tasks)
-
-
-def tower(inputs: int, hidden: int) -> nn.Module:
-    """From so many numbers to one."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-
-
-def made(output: Tensor, task: Task) -> Tensor:
-    """A tower's output (n,) as the task is predicted: a probability or a value."""
-    return output.sigmoid() if task.is_binary else output
-
-
-def sum_of(losses: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> Tensor:
-    """The losses by the weights of their tasks."""
-    return torch.stack([task.weight * losses[name] for name, task in tasks.items()]).sum()
+    def outputs(self, base: Tensor) -> Tensor:
+        made: Tensor = self.towers(base)
+        return made

@@ -1,0 +1,171 @@
+"""What rankers have in common: fields in, for each task what is to be expected out.
+
+A system is its network, from the vectors of fields to what its towers read (`Multitask.base`), and
+perhaps other towers (`outputs`) or another way from these to what is expected (`expected`). What
+any of them can wear - another space, a correction of position bias, a balance of losses - is a
+setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from features.batch import Users
+from features.shown import Pairs
+from trainers.models import RankingStep
+from trainers.models.parts.balance import BalanceConfig, make_balance
+from trainers.models.parts.chance import generator
+from trainers.models.parts.fields import TABLES, Fields
+from trainers.models.parts.position_bias import Places, PositionConfig, make_position_bias
+from trainers.models.parts.tables import tables
+from trainers.table import TableConfig
+from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losses
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """`tasks` are labels of samples, learnt in a `space` (`trainers.tasks.Task`). `fields` are
+    those of `parts.fields`, of width `width`; `tower` is that of the hidden layer of a task's own.
+    """
+
+    tasks: Mapping[str, Task] = field(default_factory=lambda: {"click": Task()})
+    fields: tuple[str, ...] = ("user_id", "history", "scenario", "item_id", "genres", "year")
+    width: PositiveInt = 16
+    history: NonNegativeInt = 50
+    tower: PositiveInt = 32
+    space: Space = "shown"
+    position: PositionConfig = field(default_factory=PositionConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks, self.space)
+
+
+class Inputs(NamedTuple):
+    """What a network reads of n pairs of m users: of each user (m, a), whose each pair is (n,), of
+    each item (n, b). If `user_of` is None, it is m = n users in the order of the pairs.
+    """
+
+    users: Tensor
+    user_of: Tensor | None
+    items: Tensor
+
+    def of_pairs(self, of_users: Tensor) -> Tensor:
+        """(n, ...), what is known of users (m, ...), for each pair."""
+        return of_users if self.user_of is None else of_users[self.user_of]
+
+    @property
+    def flat(self) -> Tensor:
+        """(n, a + b)."""
+        return torch.cat([self.of_pairs(self.users), self.items], 1)
+
+    def through(self, layer: nn.Linear) -> Tensor:
+        """A layer of `flat`, (n, out): what depends on the user alone is computed once for him."""
+        known = self.users.shape[1]
+        theirs = self.of_pairs(F.linear(self.users, layer.weight[:, :known]))
+        return theirs + F.linear(self.items, layer.weight[:, known:], layer.bias)
+
+
+class Multitask(nn.Module):
+    """A ranker (`trainers.models.Ranker`) of several tasks."""
+
+    describes = False
+    reads: tuple[str, ...] = (
+        "user_id", "item_id", "item_tokens", "item_fields", "scenario", "at", "position",
+        "history", "history_rewards", "negative_rate",
+    )  # fmt: skip
+
+    def __init__(self, config: Any, user_width: int | None = None) -> None:
+        """`user_width` is how many numbers `user_part` gives; those of the users' fields if None.
+
+        A system makes its own parts in a `torch.random.fork_rng()` with its seed.
+        """
+        super().__init__()
+        self.config = config
+        self.tasks: Mapping[str, Task] = config.tasks
+        self.space: Space = config.space
+        self.tables = tables(config.table, config.width, config.seed, *TABLES)
+        self.fields = Fields(config.fields, config.history)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.position = make_position_bias(config.position, config.width, config.tasks)
+            self.balance = make_balance(config.balance, config.tasks)
+        own = len(self.fields.of_users) * config.width
+        self.user_width = own if user_width is None else user_width
+        more = self.position.fields * config.width
+        self.item_width = len(self.fields.of_items) * config.width + more
+
+    # -- what a system says ----------------------------------------------------------------
+
+    def user_part(self, users: Users) -> Tensor:
+        """(m, user_width), what depends on the user alone."""
+        return self.fields.users(self.tables, users).flatten(1)
+
+    def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:
+        """(n, K, r), what the tower of each of the K tasks reads; (n, 1, r) if all the same."""
+        raise NotImplementedError
+
+    def outputs(self, base: Tensor) -> Tensor:
+        """(n, K), a logit or a value for each task."""
+        raise NotImplementedError
+
+    def expected(self, outputs: Tensor, seen: Tensor | None) -> dict[str, Tensor]:
+        """What is to be expected of showing each pair (n,), for each task."""
+        return expected(self.tasks, outputs, self.space, seen)
+
+    # -- the ranker ------------------------------------------------------------------------
+
+    def predict(self, pairs: Pairs) -> dict[str, Tensor]:
+        inputs = self._inputs(pairs, None)
+        return self.expected(self.outputs(self.base(inputs, pairs)), None)
+
+    def loss(self, step: RankingStep) -> Tensor:
+        pairs = step.pairs
+        drawn_from = generator(self.config.seed, step.seed)
+        places = Places(pairs.positions, pairs.users.scenarios[pairs.user_of], drawn_from)
+        base = self.base(self._inputs(pairs, places), pairs)
+        outputs = self.position.outputs(self.outputs(base), self.tables, places)
+        predictions = self.expected(outputs, self.position.seen(self.tables, places))
+        losses = task_losses(self.tasks, predictions, step.labels, step.rates, self.space)
+        first = [step.labels[name] for name in roots(self.tasks)]
+        penalty = self.position.penalty(base.flatten(1), self.tables, places, first)
+        balanced: Tensor = self.balance(losses, step.labels, base)
+        return balanced + penalty
+
+    def _inputs(self, pairs: Pairs, places: Places | None) -> Inputs:
+        users = self.user_part(pairs.users)
+        items = self.fields.items(self.tables, pairs.items).flatten(1)
+        field_ = self.position.field(self.tables, places, len(pairs))
+        if field_ is not None:
+            items = torch.cat([items, field_], 1)
+        in_order = len(users) == len(items) and bool((pairs.user_of == np.arange(len(pairs))).all())
+        user_of = None if in_order else torch.from_numpy(pairs.user_of).to(users.device)
+        return Inputs(users, user_of, items)
+
+
+class Towers(nn.Module):
+    """For each of K tasks one hidden layer: (n, K or 1, r) to (n, K), all in one product."""
+
+    def __init__(self, tasks: int, inputs: int, hidden: int) -> None:
+        super().__init__()
+        one = [nn.Linear(inputs, hidden) for _ in range(tasks)]
+        last = [nn.Linear(hidden, 1) for _ in range(tasks)]
+        self.hidden = nn.Parameter(torch.stack([layer.weight.detach().T for layer in one]))
+        self.hidden_bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in one]))
+        self.last = nn.Parameter(torch.cat([layer.weight.detach() for layer in last]))  # (K, h)
+        self.last_bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in last]))  # (K,)
+
+    def forward(self, base: Tensor) -> Tensor:
+        read = base.expand(-1, len(self.hidden), -1).transpose(0, 1)  # (K, n, r)
+        hidden = torch.baddbmm(self.hidden_bias[:, None], read, self.hidden).relu()  # (K, n, h)
+        return (hidden * self.last[:, None]).sum(2).T + self.last_bias
