@@ -29,11 +29,11 @@ check: $(VENV)/ready-dev  ## Lint, types, house rules
 bench: $(VENV)/ready-dev  ## List the benchmarks, or run one (NAME=frequency)
 	@$(BIN)/headrace bench $(NAME) $(ARGS)
 
-peers: $(VENV)/ready-dev  ## Add what `bench tables`, `train`, `index` and `retrieval` compare with
+peers: $(VENV)/ready-dev  ## Add what `bench tables`, `train`, `rankers`, `index` and `retrieval` compare with
 	@$(PIP) --no-deps fbgemm-gpu-cpu torchrec tensordict pyvers pyre-extensions typing-inspect
 	@$(PIP) faiss-cpu hnswlib usearch
 	@$(PIP) --no-deps recbole colorlog texttable tensorboard absl-py
-	@$(PIP) implicit
+	@$(PIP) implicit torch-rechub
 
 clean:  ## Remove the environment and all caches; the state in .headrace stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -182,7 +182,9 @@ class Known:
         self._aggregator = Aggregator(recipe.aggregator, recipe.events, users)
 
     def take(self, events: pa.RecordBatch) -> None:
-        records = [record(events)]
+        self.take_records([record(events)])
+
+    def take_records(self, records: Sequence[Record]) -> None:
         self.catalog.on_batch(records)
         for push in self._aggregator.on_batch(records):
             self.features.push(push.view, push.rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +42,12 @@ class Jagged:
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         return Jagged.of(column.flatten().to_numpy(zero_copy_only=False), lengths)
+
+    @staticmethod
+    def joined(several: Sequence[Jagged]) -> Jagged:
+        """All lists of the first, then those of the second, and so on."""
+        values = [one.values for one in several]
+        return Jagged.of(np.concatenate(values), np.concatenate([one.lengths for one in several]))
 
     def column(self) -> pa.ListArray:
         """The lists as a column; `from_column` takes it back."""
@@ -94,6 +100,13 @@ class Items:
     def of_field(self, code: int) -> Jagged:
         """Of each item only the tokens of one field."""
         return self.tokens.where(self.fields == code)
+
+    def of_fields(self, codes: NDArray[np.int32]) -> Jagged:
+        """The tokens of F fields, of which each is told apart: n * F lists, those of the first item
+        before those of the second.
+        """
+        tokens = self.tokens
+        return Jagged(*_by_field(tokens.values, tokens.offsets, self.fields, codes))
 
     def take(self, rows: Ids) -> Items:
         """The items with these numbers."""
@@ -365,6 +378,38 @@ def _split(
             values[kind, ends[kind, user + 1]] = items[i]
             ends[kind, user + 1] += 1
     return values, ends
+
+
+@compiled_briefly
+def _by_field(
+    values: Ids, offsets: Ids, fields: NDArray[np.int32], codes: NDArray[np.int32]
+) -> tuple[Ids, Ids]:
+    """The values of n lists, each list by fields in the order of `codes`, without those of others;
+    and the offsets of the n * F lists.
+    """
+    lists, count = offsets.size - 1, codes.size
+    ends = np.zeros(lists * count + 1, np.int64)
+    number = np.empty(values.size, np.int64)  # of the list that a value goes to, or -1
+    field = 0
+    for i in range(lists):
+        for at in range(offsets[i], offsets[i + 1]):
+            number[at] = -1
+            # Mostly it is the field of the value before, or the next one.
+            for _ in range(count):
+                if codes[field] == fields[at]:
+                    number[at] = i * count + field
+                    ends[number[at] + 1] += 1
+                    break
+                field = field + 1 if field + 1 < count else 0
+    for one in range(1, ends.size):
+        ends[one] += ends[one - 1]
+    found = np.empty(ends[-1], np.int64)
+    starts = ends.copy()
+    for at in range(values.size):
+        if number[at] >= 0:
+            found[starts[number[at]]] = values[at]
+            starts[number[at]] += 1
+    return found, ends
 
 
 def _features(rows: pa.RecordBatch) -> dict[str, pa.ListArray]:

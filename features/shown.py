@@ -39,7 +39,8 @@ class Shown:
 
     `labels` has of each task what came of every pair (n,), NaN where that is not known. Of
     impressions that came to nothing the share `rates` (n,) became samples. `groups` (n,) are the
-    requests, else the users: of one group the items compete. `at_us` (n,).
+    requests, else the users: of one group the items compete. `at_us` (n,). `scenarios` are
+    the names of theirs, each once.
     """
 
     pairs: Pairs
@@ -47,6 +48,7 @@ class Shown:
     rates: Floats32
     groups: Ids
     at_us: Ids
+    scenarios: Sequence[str]
 
     def describe(self, items: Items) -> Shown:
         """The same samples, with what is known of their items."""
@@ -81,6 +83,7 @@ def read_shown(batch: pa.RecordBatch, labels: Sequence[str]) -> Shown:
         rows["negative_rate"].fill_null(1.0).to_numpy(),
         np.where(requests.is_null(), users.ids, requests.fill_null(0)),
         rows["at"].cast(pa.int64()).to_numpy(),
+        rows["scenario"].unique().drop_null().to_pylist(),
     )
 
 

@@ -19,6 +19,7 @@ from infra import (
     doctor_command,
     edge_commands,
     features_command,
+    fusion_command,
     grafana_command,
     logs_command,
     models_command,
@@ -60,6 +61,7 @@ app.command()(daily_command.daily)
 app.add_typer(archive_command.archive, name="archive")
 app.command()(topics_command.topics)
 app.add_typer(features_command.features, name="features")
+app.add_typer(fusion_command.fusion, name="fusion")
 app.command()(logs_command.logs)
 app.command()(models_command.models)
 monitoring_command.monitoring.command()(grafana_command.grafana)

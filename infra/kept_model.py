@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from infra.home import Home
 from infra.recipe import Recipe
 from infra.wiring import version_store
 from serving.follower import Follower
-from serving.replica import Replica
+from serving.replica import Replica, ranker, retriever
 from serving.version_watch import VersionWatch
 from streaming.log import Log
+from trainers.models import RANKING, family_of
 from trainers.trainer import TrainerConfig
 from trainers.versions import VersionInfo
 
@@ -32,7 +34,10 @@ class KeptModel:
         noted: Callable[[VersionInfo], None],
     ) -> None:
         self.name = trainer.called
-        self.replica = Replica(recipe.replica, self.name)
+        self.family = family_of(trainer.model)
+        self.replica: Replica[Any] = Replica(
+            recipe.replica, self.name, ranker if self.family == RANKING else retriever
+        )
         # Two snapshots and the deltas between; three offsets an announcement, for each may come in
         # a transaction of its own, which may use up some.
         look_back = 3 * (2 * (trainer.snapshot_every + 1) + 1)

@@ -34,6 +34,7 @@ from streaming.settings import changed, fill
 from streaming.sources.registry import find_source
 from streaming.sources.replay import ReplayConfig
 from trainers.group import GroupConfig
+from trainers.models import RETRIEVAL, family_of
 from trainers.models import find as find_model
 from trainers.models import names as registered
 from trainers.trainer import TrainerConfig
@@ -93,11 +94,6 @@ class Recipe:
                 'learning = "daily" learns from the archive, and [archive] enabled = false keeps'
                 ' none: set it to true, or learning to "realtime"'
             )
-        if self.models and self.learning == "daily":
-            raise ConfigError(
-                'learning = "daily" trains the model of [trainer] alone: leave [models] out, or set'
-                ' learning to "realtime"'
-            )
         called = [one.called for one in self.trainers.values()]
         if twice := {name for name in called if called.count(name) > 1}:
             raise ConfigError(
@@ -107,7 +103,11 @@ class Recipe:
 
     @cached_property
     def trainers(self) -> Mapping[str, TrainerConfig]:
-        """Each model's, by the role of who trains it; that of [trainer] first."""
+        """Each model's, by the role of who trains it; that of [trainer] first. By day it is the
+        only one.
+        """
+        if self.learning == "daily":
+            return {TRAINER: self.trainer}
         beside = {f"{TRAINER}-{name}": self._beside(name) for name in self.models}
         return {TRAINER: self.trainer, **beside}
 
@@ -136,6 +136,12 @@ def load_recipe(name_or_path: str) -> Recipe:
     for role, trainer in recipe.trainers.items():  # sooner than the trainer would
         where = "trainer" if role == TRAINER else f"models.{trainer.called}"
         find_model(trainer.model, trainer.options, f"{where}.options")
+    family = family_of(recipe.trainer.model)
+    if family != RETRIEVAL:
+        raise ConfigError(
+            f"trainer.model = {recipe.trainer.model!r}: a model of family {family} finds nothing"
+            f" by itself; train it beside a retriever, in [models.{recipe.trainer.model}]"
+        )
     return recipe
 
 

@@ -258,6 +258,9 @@ def run(recipe: Recipe, home: Home, port: int, *, fresh: bool, until_learnt: boo
             locks.enter_context(home.locked_for_training("headrace run"))
         log_to_file(home.log_file("run"), recipe.logs)
         logger.info("headrace run is process %d", os.getpid())
+        if recipe.models and not realtime:
+            told = "by day the model of [trainer] learns alone, without %s"
+            logger.warning(told, ", ".join(recipe.models))
         with Reporter(f"http://{recipe.serving.host}:{port}", home.path) as reporter:
             system = System(recipe, home, port)
             # Once more inside: Ray puts handlers of its own in place of ours when it starts.

@@ -34,7 +34,7 @@ from infra.status import newest_version, status
 from infra.targets import Target, announced, discovery, targets
 from infra.threads import Threads
 from infra.tracing import open_tracing
-from infra.wiring import catalog_tail
+from infra.wiring import catalog_tail, live_fusion
 from serving.answers import Answer, Wanted
 from serving.drift_watch import DriftWatch
 from serving.http.answer_json import answer_json
@@ -53,6 +53,7 @@ from streaming.loop_metrics import observe_age
 from streaming.metrics import Metrics
 from streaming.open_log import open_log
 from streaming.tail import Tail
+from trainers.models import RANKING
 from trainers.trainer import TrainerConfig
 from trainers.versions import VersionInfo
 
@@ -116,16 +117,19 @@ class Serving:
         self.impressions = ImpressionLog(log, recipe.events, recipe.impressions, self.metrics)
         self._answered: VersionInfo | None = None  # the newest version that made an answer
         self._applied_s = 0.0  # when the newest version was applied
+        self._fusion = live_fusion(recipe, home, log)
         told = self.metrics.told
         self._recommender = Recommender(
             self.replica,
             catalog.step,
             self.features,
             recipe.recommend,
-            beside=[one.replica for one in self._beside],
+            beside=[one.replica for one in self._beside if one.family != RANKING],
+            rankers=[one.replica for one in self._beside if one.family == RANKING],
             kinds=recipe.behaviour.kinds,
             told=told if self._tracing is None else self._tracing.told(told),
             proposed=self.metrics.proposed,
+            fusion=self._fusion.current,
         )
         self.metrics.replica_behind.set_function(self._behind_s)
         self._settled = False  # what is only slow at first is behind it
@@ -158,6 +162,7 @@ class Serving:
             **{f"follower-{one.name}": one.follower.run for one in self._beside},
             "samples": self._samples.run,
             "impressions": self.impressions.run,
+            "fusion": self._fusion.run,
             "settle": self._settle_when_ready,
         }
 
@@ -178,7 +183,8 @@ class Serving:
         return next(filter(None, map(self._missing_of, self._models)), None)
 
     def _missing_of(self, model: KeptModel) -> str | None:
-        if model.served is not None:
+        # A ranker learns from what was shown: until something is, answers do without it.
+        if model.served is not None or model.family == RANKING:
             return None
         if model.follower.target == "":  # until a version may be served, what is popular is
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,22 @@ def _told_beside(model: str, version: Mapping[str, Any] | None) -> str:
     if version is None:
         return f"{model}: no version yet"
     held = "" if version["held"] is None else f", held back: {version['held']}"
-    recall = version["metrics"].get("recent_recall@50")
-    quality = "" if recall is None else f", recall@50 {recall:.3f}"
+    quality = "".join(
+        f", {shown} {version['metrics'][figure]:.3f}"
+        for figure, shown in _quality_of(version["metrics"])
+    )
     return (
         f"{version['name']}, step {version['step']:,}, {version['age_s']:,.1f} s ago{quality}{held}"
     )
+
+
+def _quality_of(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """The figures that tell most of a model, and what they are called for people."""
+    for figure in metrics:
+        if figure == "recent_recall@50":
+            yield figure, "recall@50"
+        elif figure.startswith("recent_auc["):
+            yield figure, figure.removeprefix("recent_").replace("[", " of ").removesuffix("]")
 
 
 def _learnt_by_day(daily: Mapping[str, Any]) -> str:

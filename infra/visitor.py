@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,15 +28,19 @@ _ITEMS_KEPT = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What came of one answer: `expected` clicks of the list, and those of the `best` one.
+    """What came of one answer: its `clicks`, and the `expected` ones; those of the `best` list; and
+    the purchases and the seconds watched that are expected.
 
-    Both are the truth's, each item by itself; `best` is None on a catalog that is not the world's.
+    What is expected is the truth's, each item by itself; `best` is None on a catalog that is not
+    the world's.
     """
 
     shown: int
     clicks: int
     expected: float
     best: float | None
+    expected_buys: float = 0.0
+    expected_watched_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +147,25 @@ class Visitors:
         seen = choice.examination(np.arange(len(listed)), code)
         done = react(choice, pairs, items, seen * choice.click(pairs), rng)
 
-        def alone(pairs: Pairs) -> Floats:
-            return seen * choice.click(pairs)
+        def expected(after: Callable[[Pairs], Floats]) -> float:
+            def alone(pairs: Pairs) -> Floats:
+                return seen * choice.click(pairs) * after(pairs)
 
-        expected = choice.over_interests(alone, person, interests, items, code)
+            return float(choice.over_interests(alone, person, interests, items, code).sum())
+
         best = self._best_clicks(user, place, day, len(listed)) if known else None
         about = {
             "user_id": f"u{user}", "request_id": answer["request_id"], "scenario": scenario.name,
         }  # fmt: skip
         clicks = len(set(done.positions[done.kinds == REACTIONS.index("click")].tolist()))
-        visit = Visit(len(listed), clicks, float(expected.sum()), best)
+        visit = Visit(
+            len(listed),
+            clicks,
+            expected(lambda pairs: np.ones(pairs.taste.shape)),
+            best,
+            expected(choice.conversion),
+            expected(lambda pairs: choice.watched(pairs) * items.length_s),
+        )
         names = [str(one["item_id"]) for one in listed]
         events = _events(names, about, done)
         if answer.get("logged"):

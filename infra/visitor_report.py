@@ -62,7 +62,8 @@ class Report:
         `ctr` and `ctr_at_start` are clicks over impressions of the latest and of the first
         lists: a quarter of all, 500 at most. `expected_ctr` and `best_ctr` are the truth's for
         the latest lists and for the best that could have been shown, and `regret` is the share
-        of the best that is missing.
+        of the best that is missing. `expected_buys_per_request` and
+        `expected_watched_s_per_request` are of the latest lists, too.
         """
         with self._lock:
             window = max(1, min(_LATEST, self._looked_at // 4))
@@ -80,6 +81,9 @@ class Report:
             figures["ctr"] = sum(v.clicks for v in latest) / shown
             figures["ctr_at_start"] = sum(v.clicks for v in first) / sum(v.shown for v in first)
             figures["expected_ctr"] = sum(v.expected for v in latest) / shown
+            for name in ("expected_buys", "expected_watched_s"):
+                per_request = statistics.fmean(getattr(v, name) for v in latest)
+                figures[f"{name}_per_request"] = per_request
             figures["expected_ctr_at_start"] = sum(v.expected for v in first) / sum(
                 v.shown for v in first
             )

@@ -22,6 +22,7 @@ from streaming.tail import Tail, TailConfig
 
 if TYPE_CHECKING:
     from features.catalog import Catalog
+    from serving.live_fusion import LiveFusion
     from trainers.exchange import Exchange
     from trainers.group import Led, Member
     from trainers.version_store import VersionStore
@@ -123,6 +124,15 @@ def version_store(recipe: Recipe, home: Home) -> VersionStore:
 
     place = open_artefacts(recipe.versions or home.versions)
     return VersionStore(place, hours_kept=_HOURS_KEPT)
+
+
+def live_fusion(recipe: Recipe, home: Home, log: Log) -> LiveFusion:
+    """The weights of tasks that were set while the system runs."""
+    from serving.live_fusion import FusionSettings, LiveFusion
+    from streaming.artefact_store import open_artefacts
+
+    settings = FusionSettings(open_artefacts(recipe.versions or home.versions))
+    return LiveFusion(log, settings, recipe.recommend)
 
 
 def trainer_loop(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from features.catalog import CatalogItem
+from serving.fusion import FusionConfig
 from streaming.errors import HeadraceError
 from streaming.event_columns import NONE
 from trainers.versions import VersionInfo
@@ -77,7 +78,8 @@ class Answer:
     `arms` has the user's arm in each experiment that this answer is part of. `degraded` has a
     sentence for each part that was late or broken, and that the answer does without; `took_ms` is
     how long each part took, and `all` of it. `unknown` are the items that were to be ranked and
-    that nobody knows.
+    that nobody knows. `ranker` is the version that said what is to be expected of candidates, if
+    one did, and `fusion` is how that became scores.
     """
 
     request_id: str
@@ -93,6 +95,8 @@ class Answer:
     degraded: Sequence[str] = ()
     took_ms: Mapping[str, float] = field(default_factory=dict)
     unknown: Sequence[str] = ()
+    ranker: VersionInfo | None = None
+    fusion: FusionConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from features.newcomers import Young
 from features.popularity import HotLists, ListTrust, Shares
 from serving.candidate_kernels import pool
 from serving.index import Subset
-from serving.replica import Asked, ServedModel
+from serving.replica import Asked, ServedModel, ServedRanker
 from streaming.kernels import EMPTY
 from trainers.versions import VersionInfo
 
@@ -104,7 +104,8 @@ class Consulted:
 @dataclass(frozen=True)
 class Visit:
     """One request: what is known of the user, and the versions that answer, by their models; those
-    of which there is none yet are not there.
+    of which there is none yet are not there. The `ranker` is the version that says what is to be
+    expected of candidates, if there is one.
 
     `count` items are wanted, and the `hidden` will not be shown, nor any that are not `allowed`;
     `interests` were declared, and `words` are searched for.
@@ -117,6 +118,7 @@ class Visit:
     models: Mapping[str, Consulted] = field(default_factory=dict)
     allowed: Subset | None = None
     words: str | None = None
+    ranker: ServedRanker | None = None
 
     @property
     def user(self) -> int:

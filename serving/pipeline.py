@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from features.batch import Ids
 from features.catalog import Catalog
@@ -28,26 +27,16 @@ from serving.cold_start import (
     all_sources,
     pooled,
 )
+from serving.fusion import SHARE, FusionConfig, fused
 from serving.parts import Work
-from serving.replica import ServedModel
+from serving.replica import ServedModel, ServedRanker
 from serving.rules import RulesConfig, Slate, all_rules
 
 Floats = NDArray[np.float64]
 # What is expected of each candidate (n,), for each task by its name.
 Ranker = Callable[[Visit, Candidates], Mapping[str, Floats]]
 Proposed = Callable[[str, int], None]  # a source, and how many candidates it proposes
-SHARE = "share"  # the task that every candidate has a number for: its pooled share
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """How the tasks of a candidate become one score: the `sum` of each times its weight, or the
-    `product` of each to the power of its weight. `share` is a task, too. A task that is not known
-    of an answer, because its ranker was late, counts in none of its items.
-    """
-
-    how: Literal["sum", "product"] = "product"
-    weights: Mapping[str, float] = field(default_factory=lambda: {SHARE: 1.0})
+NO_RANKER = "none"
 
 
 @dataclass(frozen=True)
@@ -57,13 +46,17 @@ class PipelineConfig:
     `models` have a say in it, in proportion to their numbers, such as `{two_tower = 1, sasrec = 2}`
     of a recipe that trains both; none named is that of [trainer] alone. The first of them speaks
     for the answer: it is its version's, and diversity is measured in its space.
-    Sources from outside have `source_within_ms` for their proposals. The ranker is given the
-    `ranked` best candidates by their shares, and has `ranker_within_ms` for them.
+    Sources from outside have `source_within_ms` for their proposals. The `ranker` is one of the
+    models of family ranking that the recipe trains, the first of them if none is named, or `none`;
+    it is asked once it has learnt `ranker_from` samples. It is given the `ranked` best candidates
+    by their shares; one from outside has `ranker_within_ms` for them.
     """
 
     models: Mapping[str, PositiveFloat] = field(default_factory=dict)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     source_within_ms: PositiveFloat = 50.0
+    ranker: str = ""
+    ranker_from: NonNegativeInt = 10_000
     ranked: PositiveInt = 500
     ranker_within_ms: PositiveFloat = 50.0
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -72,13 +65,14 @@ class PipelineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """Candidates in the order in which they are shown: `scores` (n,) and `tasks` of each, and of
-    every rule the places that they had before and after it, (2, n).
+    """Candidates in the order in which they are shown: `scores` (n,) and `tasks` of each, which a
+    `fusion` made these of, and of every rule the places that they had before and after it, (2, n).
     """
 
     candidates: Candidates
     scores: Floats
     tasks: Mapping[str, Floats]
+    fusion: FusionConfig
     moves: Mapping[str, Ids] = field(default_factory=dict)
 
     def take(self, order: Ids) -> Ordered:
@@ -87,6 +81,7 @@ class Ordered:
             self.candidates.where(order),
             self.scores[order],
             {name: task[order] for name, task in self.tasks.items()},
+            self.fusion,
             {name: places[:, order] for name, places in self.moves.items()},
         )
 
@@ -131,6 +126,12 @@ class Pipeline:
         self._proposed = proposed
         self._rules = all_rules(config.rules)
 
+    def ranker_of(self, rankers: Sequence[str]) -> str | None:
+        """Which of the recipe's rankers is asked; None for none."""
+        if self._config.ranker == NO_RANKER:
+            return None
+        return self._config.ranker or next(iter(rankers), None)
+
     def consulted(self, served: Mapping[str, ServedModel | None]) -> dict[str, Consulted]:
         """Its models, as far as they are served yet, by their names."""
         there = {name: one for name, one in served.items() if one is not None}
@@ -144,6 +145,11 @@ class Pipeline:
         """At which scores of a version become shares: that with which it was trained."""
         options = served.info.options
         return float(options.get("temperature", self._config.cold_start.temperature))
+
+    def trusted(self, ranker: ServedRanker | None) -> ServedRanker | None:
+        """A version of it, if it has learnt enough to be asked."""
+        enough = ranker is not None and ranker.learnt >= self._config.ranker_from
+        return ranker if enough else None
 
     def candidates(self, visit: Visit, work: Work) -> Candidates:
         """What all sources propose, best first, without what is hidden or not allowed."""
@@ -163,12 +169,21 @@ class Pipeline:
         return found
 
     def order(
-        self, visit: Visit, candidates: Candidates, work: Work, *, ruled: bool = True
+        self,
+        visit: Visit,
+        candidates: Candidates,
+        work: Work,
+        *,
+        fusion: FusionConfig | None = None,
+        ruled: bool = True,
     ) -> Ordered:
-        """Scores the candidates, and lets the rules have their say."""
+        """Scores the candidates, by another `fusion` than its config's if one is given, and lets
+        the rules have their say.
+        """
         tasks = self._tasks(visit, candidates, work)
-        scores = fused(tasks, self._config.fusion)
-        ordered = Ordered(candidates, scores, tasks)
+        fusion = fusion or self._config.fusion
+        scores = fused(tasks, fusion)
+        ordered = Ordered(candidates, scores, tasks, fusion)
         if (scores[1:] > scores[:-1]).any():  # shares alone are in order
             ordered = ordered.take(np.argsort(-scores, kind="stable"))
         for name, rule in self._rules.items() if ruled else ():
@@ -183,13 +198,18 @@ class Pipeline:
 
     def _tasks(self, visit: Visit, candidates: Candidates, work: Work) -> Mapping[str, Floats]:
         tasks = {SHARE: candidates.shares}
-        if self._ranker is None or not len(candidates):
+        if not len(candidates):
             return tasks
         best = candidates.where(slice(self._config.ranked))
-        within_s = self._config.ranker_within_ms / 1e3
-        found = work.apart("ranker", self._ranker, visit, best, within_s=within_s)
+        found: dict[str, Floats] = {}
+        if self._ranker is not None:
+            within_s = self._config.ranker_within_ms / 1e3
+            theirs = work.apart("ranker", self._ranker, visit, best, within_s=within_s)
+            found |= theirs or {}
+        if visit.ranker is not None:
+            found |= work.do("ranking", visit.ranker.rank, visit.users, best.items) or {}
         nothing = np.zeros(len(candidates) - len(best))
-        return tasks | {name: np.append(task, nothing) for name, task in (found or {}).items()}
+        return tasks | {name: np.append(task, nothing) for name, task in found.items()}
 
     def _slate(self, visit: Visit, ordered: Ordered) -> Slate:
         considered = max(self._config.rules.considered, visit.count)
@@ -204,23 +224,6 @@ class Pipeline:
     def _attributes(self, item: int) -> Mapping[str, Any]:
         found = self._catalog.get(item)
         return {} if found is None else found.described
-
-
-def fused(tasks: Mapping[str, Floats], config: FusionConfig) -> Floats:
-    """One score (n,) of what is expected of each candidate.
-
-    >>> tasks = {"share": np.array([0.5, 0.25]), "click": np.array([0.1, 0.4])}
-    >>> fused(tasks, FusionConfig("product", {"share": 1.0, "click": 2.0})).tolist()
-    [0.005000000000000001, 0.04000000000000001]
-    >>> fused(tasks, FusionConfig("sum", {"share": 1.0, "click": 2.0})).tolist()
-    [0.7, 1.05]
-    """
-    weighed = [(tasks[name], weight) for name, weight in config.weights.items() if name in tasks]
-    if not weighed:
-        return tasks[SHARE]
-    if config.how == "sum":
-        return reduce(np.add, [weight * task for task, weight in weighed])
-    return reduce(np.multiply, [task**weight for task, weight in weighed])
 
 
 def _unit_vectors(visit: Visit, items: Ids) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
@@ -23,16 +23,19 @@ from serving.answers import Answer, KnownAction, KnownUser, Recommendation, Want
 from serving.cold_start import CONTENT, NOBODY, POPULAR, Source, Visit
 from serving.experiments import Experiment, arm_of
 from serving.filters import Filters
+from serving.fusion import FusionConfig
 from serving.index import Subset
 from serving.parts import Parts, PartsConfig, Told, Work
-from serving.pipeline import Ordered, Pipeline, PipelineConfig, Proposed, Ranker
-from serving.replica import Replica
+from serving.pipeline import NO_RANKER, Ordered, Pipeline, PipelineConfig, Proposed, Ranker
+from serving.replica import Replica, ServedRanker
 from serving.request import REQUEST_ID
 from streaming.errors import ConfigError
 from streaming.ids import stable_id, stable_ids
 from streaming.kernels import EMPTY
 from streaming.settings import changed
 
+# Of a scenario and of the arms of a user, by their experiments; None leaves it to the config.
+Fusion = Callable[[str | None, Mapping[str, str]], FusionConfig | None]
 Found = tuple[int, float, str]  # item, score, who proposed it
 _FILLERS = 1_000  # items that fill an answer, at most
 
@@ -76,8 +79,11 @@ class Recommender:
     """Answers from models as far as the user is known, from what is hot as far as he is not.
 
     `replica` has the model that is asked unless the config names others, which are `beside` it.
-    `sources` are candidate sources beside its own; they may wait for something, and so may the
-    `ranker`. `kinds` names the kinds of actions in histories by their numbers.
+    `rankers` say what is to be expected of candidates; the config says which of them is asked.
+    `sources` are candidate sources beside its own; they may wait for something, and so may a
+    `ranker` from outside. `kinds` names the kinds of actions in histories by their numbers.
+    `fusion` says with which weights tasks become scores, if with others than the config's, and
+    `clock_us` what time it is.
 
     Raises:
         ConfigError: what a scenario or an arm does otherwise is not a setting, or it asks a model
@@ -92,14 +98,18 @@ class Recommender:
         config: RecommendConfig | None = None,
         *,
         beside: Sequence[Replica] = (),
+        rankers: Sequence[Replica[ServedRanker]] = (),
         kinds: Sequence[str] = (),
         ranker: Ranker | None = None,
         sources: Mapping[str, Source] | None = None,
         told: Told = lambda _part, _outcome, _seconds: None,
         proposed: Proposed = lambda _source, _candidates: None,
+        fusion: Fusion = lambda _scenario, _arms: None,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1_000,
     ) -> None:
         self._replica = replica
         self._replicas = {one.model: one for one in (replica, *beside)}
+        self._rankers = {one.model: one for one in rankers}
         self._catalog = catalog
         self._features = features
         self._config = config or RecommendConfig()
@@ -107,6 +117,8 @@ class Recommender:
         self._ranker = ranker
         self._sources = sources
         self._proposed = proposed
+        self._fusion = fusion
+        self._clock_us = clock_us
         self._filters = Filters(catalog.items, self._config.available)
         self._parts = Parts(self._config.parts, told)
         self._pipelines: dict[tuple[str | None, tuple[tuple[str, str], ...]], Pipeline] = {}
@@ -193,7 +205,7 @@ class Recommender:
         user = stable_id(wanted.user_id)
         arms = self._arms(user, wanted.scenario)
         read = self._read(user, work)
-        now_us, words = time.time_ns() // 1_000, words_of(wanted.words or "")
+        now_us, words = self._clock_us(), words_of(wanted.words or "")
         users = known_user(user, read, now_us, wanted.scenario, words)
         history = users.history.values
         excluded = stable_ids(wanted.excluded)
@@ -204,13 +216,24 @@ class Recommender:
                 name: reading.enter_context(work.holding(self._replicas[name].reading()))
                 for name in pipeline.models
             }
+            asked = pipeline.ranker_of(list(self._rankers))
+            ranker = None
+            if asked is not None:
+                held = work.holding(self._rankers[asked].reading())
+                ranker = pipeline.trusted(reading.enter_context(held))
             visit = Visit(
                 users, hidden, self._catalog.interests(user), wanted.count,
-                pipeline.consulted(versions), allowed, wanted.words,
+                pipeline.consulted(versions), allowed, wanted.words, ranker,
             )  # fmt: skip
             served = visit.served
             candidates = pipeline.candidates(visit, work)
-            ordered = pipeline.order(visit, candidates, work, ruled=in_order is None)
+            ordered = pipeline.order(
+                visit,
+                candidates,
+                work,
+                fusion=self._fusion(wanted.scenario, arms),
+                ruled=in_order is None,
+            )
         fillers = (
             self._fillers(allowed) if in_order is None else ((i, 0.0, NOBODY) for i in in_order)
         )
@@ -231,6 +254,8 @@ class Recommender:
             degraded=work.degraded,
             took_ms={**work.took_ms, "all": 1e3 * work.elapsed_s},
             unknown=unknown,
+            ranker=None if ranker is None else ranker.info,
+            fusion=ordered.fusion,
         )
 
     def _read(self, user: int, work: Work) -> Mapping[str, Any]:
@@ -336,6 +361,11 @@ class Recommender:
             raise ConfigError(
                 f"{where}.models names {', '.join(others)}, which the recipe does not train; it"
                 f" trains {', '.join(sorted(self._replicas))}"
+            )
+        if config.ranker not in ("", NO_RANKER, *self._rankers):
+            raise ConfigError(
+                f"{where}.ranker = {config.ranker!r}: the recipe trains"
+                f" {', '.join(sorted(self._rankers)) or 'no ranker'}; or say {NO_RANKER!r}"
             )
         return config
 

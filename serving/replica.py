@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Generic
 from weakref import WeakSet
 
 import torch
 from pydantic import PositiveFloat
+from typing_extensions import TypeVar  # its default is of Python 3.13
 
 from serving.index import IndexConfig
-from serving.served_model import Asked, Changes, ServedModel, Unfit
+from serving.served import Changes, Served, Unfit
+from serving.served_model import Asked, ServedModel
+from serving.served_ranker import ServedRanker
 from streaming.errors import ConfigError
 from trainers.versions import Version, VersionInfo
 
-__all__ = ["Applied", "Asked", "Replica", "ReplicaConfig", "ServedModel"]
+__all__ = ["Applied", "Asked", "Replica", "ReplicaConfig", "ServedModel", "ServedRanker"]
+S = TypeVar("S", bound=Served, default=ServedModel)
 logger = logging.getLogger(__name__)
 _MOST_LEFT = 2  # copies that were left to readers; then it is waited for one of these
 
@@ -53,33 +58,40 @@ class ReplicaConfig:
     patience_s: PositiveFloat = 5.0
 
 
-class _Side:
+class _Side(Generic[S]):
     """A copy and the number of requests that are reading it."""
 
-    def __init__(self, served: ServedModel) -> None:
+    def __init__(self, served: S) -> None:
         self.served = served
         self.readers = 0
 
 
-class Replica:
+class Replica(Generic[S]):
     """Takes versions in, gives a whole version to whoever reads.
 
     There are two copies of the model; while a snapshot is loaded, one of the old version and one
     of the new; and beside these the few that are left to readers.
 
-    `model` is what its model is called; only recipes with several need to say it.
+    `model` is what its model is called; only recipes with several need to say it. What a version
+    becomes `make` says; a retriever if nothing is said.
 
     Raises:
         ConfigError: the device is not there.
     """
 
-    def __init__(self, config: ReplicaConfig | None = None, model: str = "") -> None:
+    def __init__(
+        self,
+        config: ReplicaConfig | None = None,
+        model: str = "",
+        make: Callable[[VersionInfo, ReplicaConfig], S] | None = None,
+    ) -> None:
         self.model = model
         self._config = config or ReplicaConfig()
+        self._make: Callable[[VersionInfo, ReplicaConfig], Any] = make or retriever
         self.refusal = ""  # why the last version that was refused was
-        self._front: _Side | None = None
-        self._back: _Side | None = None  # None while it is not whole: it is made when needed
-        self._left = WeakSet[_Side]()
+        self._front: _Side[S] | None = None
+        self._back: _Side[S] | None = None  # None while it is not whole: it is made when needed
+        self._left = WeakSet[_Side[S]]()
         self._taking = threading.Lock()
         self._changed = threading.Condition()  # guards the numbers of readers, and which is front
         _check_device(self._config.device)
@@ -115,7 +127,7 @@ class Replica:
             return Applied.APPLIED
 
     @contextmanager
-    def reading(self) -> Iterator[ServedModel | None]:
+    def reading(self) -> Iterator[S | None]:
         """One immutable version for as long as the block lasts; None before the first."""
         with self._changed:
             side = self._front
@@ -144,7 +156,7 @@ class Replica:
 
     def _load(self, snapshot: Changes) -> None:
         self._wait_for_room()
-        served = ServedModel(snapshot.info, self._config.device, self._config.index)
+        served: S = self._make(snapshot.info, self._config)
         served.check(snapshot)
         self._back = None  # its room is needed
         served.lay(snapshot)
@@ -166,17 +178,17 @@ class Replica:
             front.served.lay(delta)
             self._back = front
 
-    def _another(self, front: _Side) -> _Side:
+    def _another(self, front: _Side[S]) -> _Side[S]:
         self._wait_for_room()
         return _Side(front.served.twin())
 
-    def _swap(self, side: _Side) -> None:
+    def _swap(self, side: _Side[S]) -> None:
         with self._changed:
             old, self._front = self._front, side
             if old is not None:
                 self._left.add(old)
 
-    def _free(self, side: _Side) -> bool:
+    def _free(self, side: _Side[S]) -> bool:
         """Waits until its last reader has left; whether that was in good time."""
         patience_s = self._config.patience_s
         with self._changed:
@@ -202,6 +214,16 @@ class Replica:
 
     def _has_room(self) -> bool:
         return sum(side.readers > 0 for side in self._left) < _MOST_LEFT
+
+
+def retriever(info: VersionInfo, config: ReplicaConfig) -> ServedModel:
+    """A version of a retriever."""
+    return ServedModel(info, config.device, config.index)
+
+
+def ranker(info: VersionInfo, config: ReplicaConfig) -> ServedRanker:
+    """A version of a ranker."""
+    return ServedRanker(info, config.device)
 
 
 def _check_device(device: str) -> None:

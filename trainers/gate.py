@@ -6,7 +6,8 @@ chance explains, or predictions that no longer fit, close the gate. It opens by 
 good checks in a row.
 
 What is compared is the *gain*: by how many bits the rank of a liked item is better than the rank
-that it has by popularity, `log2((2 + popularity's) / (2 + the model's))`. Some days, users and
+that it has by popularity, `log2((2 + popularity's) / (2 + the model's))`; of a ranker, by how many
+bits it told better than the mean rate what came of an impression. Some days, users and
 items are harder than others, for both alike, and recall falls by half without anybody's fault. New
 users are harder for the model alone, so users are compared with those of about as many actions
 (direct standardisation). And what is served becomes popular by it: where popularity alone has got
@@ -169,6 +170,12 @@ class _Fault(NamedTuple):
     blocks: int = 0
 
 
+def bits_of_ranks(ranks: NDArray[Any]) -> NDArray[np.float64]:
+    """How well items were found by their ranks (0 = first): `-log2(2 + rank)`."""
+    bits: NDArray[np.float64] = -np.log2(2.0 + ranks)
+    return bits
+
+
 class Gate:
     """Compares the newest tests with those before, and says why a version is to be held, if so.
 
@@ -215,19 +222,19 @@ class Gate:
         step: int,
         users: NDArray[np.int64],
         actions: NDArray[np.int64],
-        ranks: NDArray[np.int64],
+        bits: NDArray[np.float64],
         hits: NDArray[np.bool_],
         predicted: NDArray[np.float64],
     ) -> None:
-        """Takes what was tested in a step: of each item (n,) who liked it and how many actions of
-        his were known, its `ranks` (2, n) by the model and by popularity (0 = first), if it was
-        found, and the chance that the model gave to that, NaN where it was not asked.
+        """Takes what was tested in a step: of each test (n,) whose it was and how many actions of
+        his were known, how well the model and popularity did in `bits` (2, n), the more the better,
+        if it was a hit, and the chance that the model gave to that, NaN where it was not asked.
         """
         kinds = np.searchsorted(_KINDS, actions, side="right")
-        own, by_popularity = -np.log2(2.0 + ranks)
+        own, by_popularity = bits
         gains = own - by_popularity
         columns = (users, kinds, gains, own, hits, predicted, ~np.isnan(predicted))
-        for user, kind, gain, bits, hit, chance, asked in zip(
+        for user, kind, gain, told, hit, chance, asked in zip(
             *(c.tolist() for c in columns), strict=True
         ):
             tally = self._users.get(user)
@@ -239,7 +246,7 @@ class Gate:
                 tally = self._users[user] = [kind, 0.0, 0.0, 0.0, 0.0, 0.0]
             tally[1] += 1.0
             tally[2] += gain
-            tally[5] += bits
+            tally[5] += told
             if asked:
                 tally[3] += chance
                 tally[4] += hit

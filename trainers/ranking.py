@@ -1,51 +1,86 @@
 """What rankers learn from: pairs that were shown and their labels; and how they are tested.
 
-What describes items is kept beside the model, and goes out with its versions. In a group it is the
-same in all ranks.
+What describes items and what calibrates predictions is kept beside the model, and goes out with
+its versions. In a group it is the same in all ranks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from torch import Tensor
 
 from features.batch import Ids, Items, Jagged, read_declarations
 from features.shown import Shown, read_shown
-from trainers.arrays import arrays_table
+from streaming.event_columns import scenario_codes
+from trainers.arrays import arrays_table, table_arrays
+from trainers.calibration import CalibrationConfig, Calibrators
 from trainers.families import Batch, Moment
 from trainers.item_book import ItemBook
-from trainers.metrics import outcomes
+from trainers.metrics import AUC, GAUC, Calibration, outcomes
 from trainers.models import Ranker, RankingStep
 from trainers.peers import Arrays, Peers
+from trainers.positives import Positives
 from trainers.resharding import SavedRanks
-from trainers.sliced_metrics import ALL, SlicedMetrics, SlicedSums, merged
+from trainers.sliced_metrics import Metric, Scenarios, SlicedMetrics, SlicedSums, merged
+from trainers.tally import Sums
 from trainers.tasks import came_to_nothing, labels_read
 
 _POSITIVE = 0.5  # graded labels count as positive from here on
 
 
+@dataclass(frozen=True)
+class RankingConfig:
+    """What rankers are learnt and served with beside themselves.
+
+    A task that is learnt by the order within requests remembers the newest `remembered` positives
+    until the rest of their lists comes by.
+    """
+
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    remembered: PositiveInt = 8_192
+
+
+class ServedCalibration(Calibration):
+    """As `Calibration`, of what is served."""
+
+    name = "served"
+
+    def figures(self, sums: Sums) -> dict[str, float]:
+        figures = super().figures(sums)
+        return {f"served_{name}": value for name, value in figures.items() if name != "invalid"}
+
+
 class Ranking:
     """The family of rankers (`trainers.families.Family`).
 
-    Each binary task is tested by AUC, GAUC and calibration, any other by how far it is off.
+    Each binary task is tested by AUC, GAUC and calibration; what is calibrated is tested too, as it
+    would have been served, over all and in each scenario.
     """
 
     rows: tuple[str, ...] = ()
 
-    def __init__(self, model: Any, peers: Peers) -> None:
+    def __init__(self, model: Any, config: RankingConfig, peers: Peers) -> None:
         self._model: Ranker = model
         self._peers = peers
         self.book = ItemBook()
-        self._binary = [name for name, task in self._model.tasks.items() if task.is_binary]
-        self._metrics = SlicedMetrics(self._binary)
+        tasks = self._model.tasks
+        self._binary = [name for name, task in tasks.items() if task.is_binary]
+        self._scenarios = Scenarios(most=config.calibration.scenarios)
+        self._tested, self._served = self._metrics(), self._metrics(ServedCalibration)
+        self._calibrated = self._binary if config.calibration.how != "none" else []
+        self._calibrators = Calibrators(self._binary, config.calibration)
+        self._untold = _NOTHING_CAME  # of predictions since the others were told
+        ordered = [name for name, task in tasks.items() if task.is_ordered]
+        self._positives = Positives(ordered, config.remembered) if ordered else None
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -80,19 +115,33 @@ class Ranking:
 
     @torch.no_grad()
     def test(self, samples: Shown, now: Moment) -> None:  # noqa: ARG002
-        predicted = self._model.predict(samples.pairs)
+        pairs = samples.pairs
+        predicted = self._model.predict(pairs)
         labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
         nothing = came_to_nothing(self._model.tasks, labels).numpy()
-        kept = np.where(nothing, samples.rates, np.float32(1.0))
-        for task in self._binary:
+        weights = 1.0 / np.where(nothing, samples.rates, np.float32(1.0))  # for those left out
+        for name in samples.scenarios:
+            self._scenarios.code(name)
+        codes = pairs.users.scenarios[pairs.user_of]
+        curves = self._calibrators.curves()
+        came = []
+        for number, task in enumerate(self._binary):
             label = samples.labels[task]
+            known = np.flatnonzero(~np.isnan(label))
+            predictions, label = predicted[task].cpu().numpy()[known], label[known]
             rows = outcomes(
-                predicted[task].cpu().numpy(),
-                np.where(np.isnan(label), np.nan, label >= _POSITIVE),
-                weights=1.0 / kept,  # it stands for those that were left out
-                groups=samples.groups,
+                predictions,
+                label >= _POSITIVE,
+                weights=weights[known],
+                groups=samples.groups[known],
             )
-            self._metrics.update(task, rows)
+            self._tested.update(task, rows)
+            if task in self._calibrated:
+                served = curves.calibrated(task, predictions, codes[known])
+                rows["prediction"] = served
+                self._served.update(task, rows)
+                came.append(_came(number, predictions, label, weights[known], codes[known], served))
+        self._untold = np.concatenate(came or [_NOTHING_CAME])
 
     # -- learning --------------------------------------------------------------------------
 
@@ -100,6 +149,10 @@ class Ranking:
         pass
 
     def loss(self, samples: Shown, seed: int) -> Tensor:
+        if self._positives is not None:
+            alone, samples = samples, self._positives.joined(samples)
+            self._positives.add(alone)
+            samples = samples if samples is alone else self.describe(samples)
         labels = {name: torch.tensor(label) for name, label in samples.labels.items()}
         step = RankingStep(samples.pairs, labels, torch.tensor(samples.rates), samples.groups, seed)
         return self._model.loss(step)
@@ -109,21 +162,40 @@ class Ranking:
         labels = all(not np.isinf(label).any() for label in samples.labels.values())
         return labels and bool(np.isfinite(samples.pairs.users.rewards).all())
 
-    def refresh(self, told: Sequence[Arrays]) -> None:
-        pass
+    def refresh(self, told: Sequence[Arrays]) -> None:  # noqa: ARG002
+        """Tells all ranks what came of predictions: they calibrate alike."""
+        if not self._calibrated:
+            return
+        for (came,) in self._peers.share([self._untold]):
+            for number, task in enumerate(self._calibrated):
+                rows = came[came["task"] == number]
+                self._calibrators.observe(task, *(rows[name] for name in _CAME_OF_IT))
+        self._untold = _NOTHING_CAME
 
     # -- figures ---------------------------------------------------------------------------
 
     def metrics(self, now: Moment) -> dict[str, float]:  # noqa: ARG002
-        """`auc[click]` and so on; of all scenarios together."""
-        whole = merged(
-            _unpacked(arrays) for arrays in self._peers.share(_packed(self._metrics.sums()))
-        )
-        return {
-            f"{name}[{task}]": value
-            for name, task, scenario, value in self._metrics.figures(whole)
-            if scenario == ALL
-        }
+        """`auc[click]` and so on, of all scenarios together; `recent_calibration[click,home]` and
+        `recent_served_calibration[click,home]`, before and after it is calibrated, of each.
+        """
+        return dict(self._figures())
+
+    def _figures(self) -> Iterator[tuple[str, float]]:
+        for metrics in (self._tested, self._served):
+            sums = self._peers.share(_packed(metrics.sums()))
+            for name, task, _, value in metrics.figures(merged(map(_unpacked, sums))):
+                yield f"{name}[{task}]", value
+        names = self._scenario_names()
+        for task, code, predicted, served in self._calibrators.figures():
+            if code in names:
+                yield f"recent_calibration[{task},{names[code]}]", predicted
+                yield f"recent_served_calibration[{task},{names[code]}]", served
+
+    def _scenario_names(self) -> dict[int, str]:
+        """By their codes, those that any rank has met."""
+        mine = np.frombuffer(json.dumps(self._scenarios.names).encode(), np.uint8)
+        names = [n for (told,) in self._peers.share([mine]) for n in json.loads(told.tobytes())]
+        return dict(zip(scenario_codes(names).tolist(), names, strict=True))
 
     def gauges(self) -> dict[str, float]:
         return {}
@@ -135,17 +207,33 @@ class Ranking:
         return self.book.clock
 
     def shards(self, since: int) -> dict[str, pa.Table]:
-        return {"items": self.book.table(since)}
+        calibration = self._calibrators.curves().table()
+        return {"items": self.book.table(since), "calibration": calibration}
 
     def state(self) -> dict[str, pa.Table]:
-        return {"tested": arrays_table(self._metrics.state())}
+        state = {"tested": self._tested.state(), "served": self._served.state()}
+        if self._positives is not None:
+            state["positives"] = self._positives.state()
+        return {name: arrays_table(arrays) for name, arrays in state.items()}
 
     def common_state(self, since: int) -> dict[str, pa.Table]:
-        return {"items": self.book.table(since)}
+        calibrators = arrays_table(self._calibrators.state())
+        return {"items": self.book.table(since), "calibrators": calibrators}
 
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self.book.restore(shards["items"])
-        saved.metric("tested", self._metrics, lambda: SlicedMetrics(self._binary))
+        self._calibrators.load(table_arrays(shards["calibrators"]))
+        saved.metric("tested", self._tested, self._metrics)
+        saved.metric("served", self._served, lambda: self._metrics(ServedCalibration))
+        if self._positives is not None and (own := saved.own("positives")) is not None:
+            self._positives.load(own)
+
+    def _metrics(self, *kinds: Callable[[], Metric]) -> SlicedMetrics:
+        """Over all; of each scenario the calibrators tell."""
+        kinds = kinds or (AUC, GAUC, Calibration)
+        return SlicedMetrics(
+            self._binary, self._scenarios, lambda: [make() for make in kinds], of_scenario=list
+        )
 
 
 class _Told(NamedTuple):
@@ -162,6 +250,27 @@ class _Told(NamedTuple):
 
 
 _NOTHING, _NO_FIELDS = np.empty(0, np.int64), np.empty(0, np.int32)
+_CAME = np.dtype(
+    [
+        ("task", np.int32),  # its number
+        ("prediction", np.float32),
+        ("label", np.float32),
+        ("weight", np.float32),
+        ("scenario", np.int32),
+        ("served", np.float32),
+    ]
+)
+_CAME_OF_IT = (_CAME.names or ())[1:]  # as `Calibrators.observe` takes it
+_NOTHING_CAME = np.empty(0, _CAME)
+
+
+def _came(number: int, *columns: NDArray[Any]) -> NDArray[np.void]:
+    """What came of the predictions of a task."""
+    rows = np.empty(len(columns[0]), _CAME)
+    rows["task"] = number
+    for name, column in zip(_CAME_OF_IT, columns, strict=True):
+        rows[name] = column
+    return rows
 
 
 def _packed(sums: SlicedSums) -> Arrays:

@@ -26,7 +26,7 @@ from trainers.descriptions import description_columns
 from trainers.evaluation import RankingQuality, best_scores, corpus_ranks, predicted_hits
 from trainers.families import Batch, Moment
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
-from trainers.gate import Gate
+from trainers.gate import Gate, bits_of_ranks
 from trainers.models import RetrievalStep, Retriever
 from trainers.negatives import Negatives, NegativesConfig
 from trainers.peers import Arrays, Peers
@@ -139,7 +139,7 @@ class Retrieval:
             now.steps,
             users.ids,
             np.diff(users.history.offsets),
-            np.minimum(ranks, len(self.corpus)),  # who is not there is no further behind
+            bits_of_ranks(np.minimum(ranks, len(self.corpus))),  # who is not there is no further
             ranks[0] < max(self._config.recall_at),
             self._predicted(scores, seen, now.steps),
         )

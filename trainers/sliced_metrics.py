@@ -41,6 +41,9 @@ class Figure(NamedTuple):
     value: float
 
 
+Make = Callable[[], Sequence[Metric]]
+
+
 def standard_metrics() -> Sequence[Metric]:
     """What every binary task is watched by."""
     return [AUC(), GAUC(), Calibration()]
@@ -73,7 +76,8 @@ class Scenarios:
 
 
 class SlicedMetrics:
-    """For each task the metrics that `make` gives: once over all, and once for each scenario.
+    """For each task the metrics that `make` gives: once over all, and once for each scenario, or
+    there those that `of_scenario` gives, of the same names.
 
     A slice comes into being with its first outcome; `scenarios` bounds their number.
     """
@@ -82,10 +86,12 @@ class SlicedMetrics:
         self,
         tasks: Sequence[str],
         scenarios: Scenarios | None = None,
-        make: Callable[[], Sequence[Metric]] = standard_metrics,
+        make: Make = standard_metrics,
+        of_scenario: Make | None = None,
     ) -> None:
         self.scenarios = scenarios or Scenarios()
         self._make = make
+        self._of_scenario = of_scenario or make
         self._kinds = {metric.name: metric for metric in make()}
         self._slices: dict[str, dict[int, Sequence[Metric]]] = {task: {} for task in tasks}
 
@@ -158,7 +164,7 @@ class SlicedMetrics:
     def _slice(self, task: str, code: int) -> Sequence[Metric]:
         slices = self._slices[task]
         if code not in slices:
-            slices[code] = self._make()
+            slices[code] = self._make() if code == _ALL else self._of_scenario()
         return slices[code]
 
     def _metrics(self) -> Iterator[tuple[str, int, Metric]]:

@@ -204,12 +204,12 @@ def _product_type(precision: Precision, queries: Tensor, candidates: Tensor) -> 
         raise ValueError(f"precision is float32, bfloat16 or auto, not {precision!r}")
     exact = torch.promote_types(queries.dtype, torch.float32)
     pays = len(queries) * len(candidates) >= BFLOAT16_PAYS_FROM and exact == torch.float32
-    if precision == "bfloat16" or (precision == "auto" and pays and _fast_bfloat16(queries.device)):
+    if precision == "bfloat16" or (precision == "auto" and pays and fast_bfloat16(queries.device)):
         return torch.bfloat16
     return exact
 
 
-def _fast_bfloat16(device: torch.device) -> bool:
+def fast_bfloat16(device: torch.device) -> bool:
     """Whether the machine multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
+from features.batch import Ids
 from streaming.errors import ConfigError
-from trainers.losses import huber, squared_error
+from trainers.losses import huber, list_mle, list_net, pairwise_logistic, squared_error
 
 # Over which pairs a task that comes after another is learnt: see `Task`.
 Space = Literal["shown", "entire", "after"]
 _LEAST = 1e-7  # a probability that is surer counts as this sure in the loss
+_OF_LISTS = {"pairwise": pairwise_logistic, "list_mle": list_mle, "list_net": list_net}
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,15 @@ class Task:
     """Something that may come of showing an item: a label of samples by its name.
 
     A `binary` one is 0 or 1 and predicted as a probability, that of a graded label is learnt by
-    the log loss too; one by `squared` or `huber` loss is a value. It can only come `after` another
-    label, or after being shown. `weight` multiplies its loss.
+    the log loss too; one by `squared` or `huber` loss is a value. One by a loss of lists
+    (`pairwise`, `list_mle`, `list_net` of `trainers.losses`) is learnt by the order within a
+    request alone: what is predicted lies between 0 and 1 and is no probability until it is
+    calibrated. It can only come `after` another label, or after being shown. `weight` multiplies
+    its loss.
+
+    `also` are other labels and their weights, of a binary one: where such a label is positive, that
+    is a positive of this task too, which counts so much. A click that was bought then counts more
+    than another, and what is predicted is no longer how likely it is, but what serves both.
 
     In which space a ranker learns it: `shown`, every task of itself over all that is shown;
     `entire`, over all that is shown too, as the product of all that must come before it (ESMM);
@@ -32,13 +43,20 @@ class Task:
     of who would buy. Predicted is always what is to be expected of showing the item.
     """
 
-    loss: Literal["binary", "squared", "huber"] = "binary"
+    loss: Literal["binary", "squared", "huber", "pairwise", "list_mle", "list_net"] = "binary"
     after: str | None = None
     weight: NonNegativeFloat = 1.0
+    also: Mapping[str, PositiveFloat] = field(default_factory=dict)
 
     @property
     def is_binary(self) -> bool:
-        return self.loss == "binary"
+        """Whether it happens or does not, and is predicted by a number from 0 to 1."""
+        return self.loss == "binary" or self.is_ordered
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether it is learnt by the order within a request."""
+        return self.loss in _OF_LISTS
 
 
 def check_tasks(tasks: Mapping[str, Task], space: Space = "shown") -> None:
@@ -51,6 +69,9 @@ def check_tasks(tasks: Mapping[str, Task], space: Space = "shown") -> None:
         raise ConfigError("a ranker needs a task: tasks = { click = {} }")
     before: list[str] = []
     for name, task in tasks.items():
+        if task.is_ordered and space != "shown":
+            raise ConfigError(f"tasks.{name}.loss = {task.loss!r}: an order is no probability, so"
+                              ' that it can only be learnt with space = "shown"')  # fmt: skip
         wrong = task.after is not None and task.after not in before
         if wrong and (space != "shown" or task.after in tasks):
             raise ConfigError(
@@ -60,6 +81,9 @@ def check_tasks(tasks: Mapping[str, Task], space: Space = "shown") -> None:
         if task.after in before and not tasks[str(task.after)].is_binary:
             raise ConfigError(f"tasks.{name}.after = {task.after!r}: that one is a value, which"
                               " does or does not happen is only what is binary")  # fmt: skip
+        if task.also and task.loss != "binary":
+            raise ConfigError(f"tasks.{name}.also: what counts as positive is asked of a binary"
+                              f" task, and this one is {task.loss}")  # fmt: skip
         before.append(name)
 
 
@@ -72,7 +96,8 @@ def roots(tasks: Mapping[str, Task]) -> list[str]:
 
 def labels_read(tasks: Mapping[str, Task]) -> list[str]:
     """The labels of samples that tasks are learnt from."""
-    return list(dict.fromkeys([*tasks, *roots(tasks)]))
+    also = [name for task in tasks.values() for name in task.also]
+    return list(dict.fromkeys([*tasks, *roots(tasks), *also]))
 
 
 def expected(
@@ -86,7 +111,7 @@ def expected(
         made = output.sigmoid() if task.is_binary else output
         if space != "shown" and task.after is not None:
             made = found[task.after] * made
-        elif seen is not None:
+        elif seen is not None and not task.is_ordered:
             made = seen * made
         found[name] = made
     return found
@@ -107,12 +132,34 @@ def sampled(probability: Tensor, something: Tensor, rates: Tensor) -> Tensor:
     return probability / (something + (1.0 - something) * rates).clamp_min(_LEAST)
 
 
-def log_loss(probability: Tensor, labels: Tensor) -> Tensor:
-    """The mean log loss over the known labels (n,), NaN where not known; 0 if none is."""
+def corrected(probability: Tensor, rates: Tensor) -> Tensor:
+    """The probability (n,) among all, of what is `probability` (n,) among samples that have only
+    the share `rates` (n,) of all negatives: `p / (p + (1 - p) / w)`.
+
+    The other way round than `sampled`, for one task. Three advertisements of which 30, 20 and 20 in
+    a hundred are clicked on, learnt with a third of the negatives: what they seem to be worth, at
+    6, 8 and 3 a click, puts the second first; corrected they are in order again.
+
+    >>> true, bids = torch.tensor([0.3, 0.2, 0.2]), torch.tensor([6.0, 8.0, 3.0])
+    >>> learnt = sampled(true, true, torch.tensor(1 / 3))
+    >>> print(learnt, (bids * learnt).round(decimals=2))
+    tensor([0.5625, 0.4286, 0.4286]) tensor([3.3800, 3.4300, 1.2900])
+    >>> found = corrected(learnt, torch.tensor(1 / 3))
+    >>> print(found, bids * found)
+    tensor([0.3000, 0.2000, 0.2000]) tensor([1.8000, 1.6000, 0.6000])
+    """
+    return probability / (probability + (1.0 - probability) / rates)
+
+
+def log_loss(probability: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean log loss over the known labels (n,), NaN where not known; 0 if none is. `weights`
+    (n,) multiply a row's loss, and never its count.
+    """
     known = ~labels.isnan()
-    p, y = probability[known].clamp(_LEAST, 1.0 - _LEAST), labels[known]
-    losses = -(y * p.log() + (1.0 - y) * (1.0 - p).log())
-    return losses.sum() / max(1, int(known.sum()))
+    p = torch.where(known, probability, 0.5).clamp(_LEAST, 1.0 - _LEAST)
+    likelihood = torch.lerp((1.0 - p).log(), p.log(), labels.nan_to_num(0.0))
+    counts = known.to(p.dtype) if weights is None else torch.where(known, weights, 0.0)
+    return -(counts * likelihood).sum() / known.sum().clamp_min(1)
 
 
 def task_losses(
@@ -121,15 +168,23 @@ def task_losses(
     labels: Mapping[str, Tensor],
     rates: Tensor,
     space: Space = "shown",
+    groups: Ids | None = None,
 ) -> dict[str, Tensor]:
     """Of each task its loss, a scalar. Predictions (n,) are of all that is shown (`expected`);
-    they are corrected for the negatives that were left out of the samples.
+    they are corrected for the negatives that were left out of the samples, unless the order is all
+    that is known of what comes first. `groups` (n,) are equal within a list.
     """
-    something = anything([predictions[name] for name in roots(tasks) if name in predictions])
+    first = [name for name in roots(tasks) if name in tasks and not tasks[name].is_ordered]
+    something = anything([predictions[name] for name in first])
     nothing = came_to_nothing(tasks, labels)
     losses: dict[str, Tensor] = {}
     for name, task in tasks.items():
-        made, told = predictions[name], labels[name]
+        made, told, counts = predictions[name], labels[name], None
+        if task.also:
+            told, counts = _with_others(task, told, labels)
+        if task.is_ordered:
+            losses[name] = list_loss(task, made, told, groups)
+            continue
         if space == "after" and task.after is not None:  # of those to whom it came so far
             before = predictions[task.after]
             made = made / before.clamp_min(_LEAST)
@@ -137,18 +192,38 @@ def task_losses(
         elif task.is_binary:
             made = sampled(made, something, rates)
         if task.is_binary:
-            losses[name] = log_loss(made, told)
+            losses[name] = log_loss(made, told, counts)
         else:
             loss = squared_error if task.loss == "squared" else huber
             losses[name] = loss(made, told, torch.where(nothing, 1.0 / rates, 1.0))
     return losses
 
 
+def list_loss(task: Task, made: Tensor, told: Tensor, groups: Ids | None) -> Tensor:
+    """The loss of a task that is learnt by the order within `groups` (n,); of one if None."""
+    groups = np.zeros(len(made), np.int64) if groups is None else groups
+    order = np.argsort(groups, kind="stable")
+    _, starts = np.unique(groups[order], return_index=True)
+    offsets = torch.from_numpy(np.append(starts, len(order))).to(made.device)
+    rows = torch.from_numpy(order).to(made.device)
+    return _OF_LISTS[task.loss](made[rows].logit(_LEAST), told[rows], offsets)
+
+
+def _with_others(task: Task, label: Tensor, labels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of a task its label, and how much that counts, both (n,), with what is `also` positive."""
+    counts = (~label.isnan()).to(label.dtype)
+    for name, weight in task.also.items():
+        positive = labels[name] > 0.0
+        label = torch.where(positive, 1.0, label)
+        counts = counts + weight * positive
+    return label, counts
+
+
 def anything(probabilities: Sequence[Tensor]) -> Tensor:
     """The probability (n,) that any of these comes about, if they are independent; 1 of none."""
     if not probabilities:
         return torch.ones(1)
-    return 1.0 - torch.stack([1.0 - p for p in probabilities]).prod(0)
+    return 1.0 - reduce(torch.mul, [1.0 - p for p in probabilities])
 
 
 def came_to_nothing(tasks: Mapping[str, Task], labels: Mapping[str, Tensor]) -> Tensor:

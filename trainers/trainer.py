@@ -40,7 +40,7 @@ from trainers.families import Batch, Moment
 from trainers.gate import Gate, GateConfig, Soundness, size_of
 from trainers.models import create, family_of
 from trainers.peers import Alone, Arrays, Peers
-from trainers.ranking import Ranking
+from trainers.ranking import Ranking, RankingConfig
 from trainers.resharding import SavedRanks, shard_name
 from trainers.retrieval import Retrieval, RetrievalConfig
 from trainers.table import EmbeddingTable
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainerConfig(RetrievalConfig):
+class TrainerConfig(RetrievalConfig, RankingConfig):
     """How a model is trained and published.
 
     `model` is a registered one, and `name` what it is called where that is not the same.
@@ -138,7 +138,7 @@ class Trainer:
     def _make_family(self) -> Any:
         config, model = self._config, self.model
         if family_of(config.model) == "ranking":
-            return Ranking(model, self._peers)
+            return Ranking(model, config, self._peers)
         return Retrieval(
             model, config, config.device, config.wire, config.seed, self._peers, self.gate
         )

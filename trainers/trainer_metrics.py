@@ -14,7 +14,7 @@ from trainers.versions import Version, VersionInfo, read_announcement
 _EVERY_S = 1.0  # at most, for what takes time to tell
 _BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
 _ROWS = (10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
-_MOST_FIGURES = 128
+_MOST_FIGURES = 256
 
 
 class TrainerMetrics:

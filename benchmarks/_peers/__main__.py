@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._peers import ABSENT, gemm, id_maps, own
+from benchmarks._peers import ABSENT, gemm, id_maps, mmoe, own
 from benchmarks._peers.two_tower import fbgemm_tables, measure, torch_tables, torchrec_tables
 
 
@@ -44,6 +44,13 @@ PEERS = {
     "fbgemm_tuned": Peer(partial(measure, fbgemm_tables), KEEP_MEMORY),
     "fbgemm_jemalloc": Peer(partial(measure, fbgemm_tables), PRELOAD_JEMALLOC),
     "gemm": Peer(gemm.measure),
+    "mmoe": Peer(mmoe.measure, KEEP_MEMORY),
+    "mmoe_fp32": Peer(partial(mmoe.measure, precision="float32"), KEEP_MEMORY),
+    "mmoe_trainer": Peer(mmoe.measure_trainer, KEEP_MEMORY),
+    "mmoe_torch": Peer(mmoe.measure_torch, KEEP_MEMORY),
+    "mmoe_torch_adam": Peer(partial(mmoe.measure_torch, adam=True), KEEP_MEMORY),
+    "mmoe_rechub": Peer(mmoe.measure_rechub, KEEP_MEMORY),
+    "mmoe_rechub_sparse": Peer(partial(mmoe.measure_rechub, sparse=True), KEEP_MEMORY),
     "mch": Peer(id_maps.measure_mch),
     "dict": Peer(id_maps.measure_dict),
     "typed_dict": Peer(id_maps.measure_typed_dict),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -75,6 +76,8 @@ def _answer(answer: Answer, explain: bool, logged: bool) -> dict[str, Any]:
     }
     if explain:
         shown["took_ms"] = answer.took_ms
+        shown["ranker"] = None if answer.ranker is None else answer.ranker.name
+        shown["fusion"] = None if answer.fusion is None else asdict(answer.fusion)
     return shown
 
 

@@ -116,14 +116,25 @@ class ItemsAnswer(BaseModel):
     items: list[Item]
 
 
+class FusionShown(BaseModel):
+    """How tasks become a score: the `sum` of each times its weight, the `product` of each to the
+    power of its weight, or a `power` sum, of each to its power times its weight.
+    """
+
+    how: Literal["sum", "product", "power"]
+    weights: dict[str, float]
+    powers: dict[str, float]
+
+
 class RecommendAnswer(BaseModel):
     """`watermark` is the newest event time that the served version has learnt.
 
     `features_at` is the event time of the newest of the user's `known_actions`. `arms` are the
     user's in experiments. `degraded` has a sentence for each part that was late or broken, and that
     the answer does without. `logged` says whether its items will be in the log as impressions, so
-    that nobody need send any. `took_ms`, how long each stage took, is there if `explain` was asked
-    for.
+    that nobody need send any. If `explain` was asked for, `took_ms` says how long each stage took,
+    `ranker` which version said what is to be expected of the candidates, and `fusion` how that
+    became scores.
     """
 
     request_id: str
@@ -138,6 +149,8 @@ class RecommendAnswer(BaseModel):
     degraded: list[str]
     logged: bool
     took_ms: dict[str, float] | None = None
+    ranker: str | None = None
+    fusion: FusionShown | None = None
 
 
 class RankAnswer(RecommendAnswer):

@@ -141,8 +141,16 @@ function drawBeside(status) {
     el("h3", {}, "Beside it"),
     el("dl", { class: "facts" }, beside.map(([model, newest]) => el("div", {}, el("dt", {}, model), el("dd", { "data-testid": `beside-${model}` },
       versionName(status.served_beside?.[model]),
-      newest?.held ? el("span", { class: "flag", title: newest.held }, " held back") : el("span", { class: "soft" }, newest ? `, ${quantity(newest.age_s, "s")} old` : ", none yet"))))),
+      newest?.held ? el("span", { class: "flag", title: newest.held }, " held back") : el("span", { class: "soft" }, newest ? `, ${quantity(newest.age_s, "s")} old${qualityOf(newest.metrics)}` : ", none yet"))))),
   ];
+}
+
+// What tells most of a model: of a retriever its recall, of a ranker how it tells what comes of showing something.
+function qualityOf(metrics) {
+  return Object.entries(metrics ?? {}).flatMap(([figure, value]) => {
+    const task = /^recent_auc\[([^,\]]+)\]$/.exec(figure)?.[1];
+    return figure === "recent_recall@50" ? [`, recall@50 ${value.toFixed(3)}`] : task ? [`, AUC of ${task} ${value.toFixed(3)}`] : [];
+  }).join("");
 }
 
 function drawTiles(tiles) {

@@ -192,7 +192,8 @@ function refresh() {
 
 async function fetchAnswer() {
   const user = me.id;
-  const { ok, status, data } = await ask(`/v1/recommend?user_id=${encodeURIComponent(user)}&k=${CARDS}`);
+  const explain = $("why").checked ? "&explain=true" : "";
+  const { ok, status, data } = await ask(`/v1/recommend?user_id=${encodeURIComponent(user)}&k=${CARDS}${explain}`);
   if (user !== me.id) return; // the visitor started over meanwhile
   if (status === 503 && !answer) drawWaiting();
   if (!ok || !Array.isArray(data.items)) return;
@@ -231,12 +232,58 @@ function drawAnswer() {
     card.querySelector(".source").textContent = SOURCES[item.source] ?? "matched to you";
     card.querySelector(".rank b").textContent = rank + 1;
     drawMove(card.querySelector(".rank span"), id, rank);
+    drawWhy(card, item);
     return card;
   });
+  drawFormula();
   for (const id of cards.keys()) if (!shown.includes(id)) cards.delete(id);
   place(nodes);
   const known = answer.known_actions;
   $("recs-hint").textContent = known ? `from ${known} thing${known === 1 ? "" : "s"} you did` : "rate a movie to make this list yours";
+}
+
+// ---- Why an item stands where it stands
+
+const PREDICTED = { share: "your next choice" }; // tasks have the names of what people do
+const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toPrecision(2)}%` : p > 0 ? "<0.1%" : "0%");
+
+// What each task predicts, how much that weighs, and who proposed the item.
+function drawWhy(card, item) {
+  card.querySelector(".why")?.remove();
+  if (!item.why || !answer.fusion) return;
+  const { tasks, shares, moved } = item.why;
+  const most = Object.fromEntries(Object.keys(tasks).map((task) => [task, Math.max(...answer.items.map((one) => one.why?.tasks[task] ?? 0))]));
+  const bars = Object.entries(tasks).map(([task, p]) => {
+    const weight = answer.fusion.weights[task] ?? 0;
+    const bar = el("i", {});
+    bar.style.width = `${most[task] > 0 ? Math.max(1, (100 * p) / most[task]) : 0}%`;
+    return el("div", { class: weight ? "" : "idle", "data-testid": `task-${task}`, title: weight ? `counts with weight ${weight}` : "has no weight in the order" },
+      el("dt", {}, PREDICTED[task] ?? task), el("dd", {}, el("span", { class: "bar" }, bar), el("b", {}, percent(p))));
+  });
+  const total = Object.values(shares).reduce((sum, share) => sum + share, 0);
+  const from = Object.entries(shares).sort(([, a], [, b]) => b - a)
+    .map(([source, share]) => `${Math.round((100 * share) / total)}% ${SOURCES[source] ?? "matched to you"}`);
+  const rules = Object.entries(moved).map(([rule, before]) => `${rule} moved it from ${before + 1}`);
+  card.append(el("div", { class: "why", "data-testid": "why-card" }, el("dl", {}, ...bars),
+    el("p", { class: "hint" }, [total > 0 ? from.join(", ") : "", ...rules].filter(Boolean).join("; "))));
+}
+
+// How the numbers on the cards become an order.
+function drawFormula() {
+  const { fusion, ranker } = answer;
+  $("formula").hidden = !fusion;
+  if (!fusion) return;
+  const known = new Set(answer.items.flatMap((item) => Object.keys(item.why?.tasks ?? {})));
+  const terms = Object.entries(fusion.weights).filter(([task]) => known.has(task)).map(([task, weight]) => {
+    const name = PREDICTED[task] ?? task;
+    if (fusion.how === "product") return weight === 1 ? name : `${name}^${weight}`;
+    const power = fusion.powers[task] ?? 1;
+    return `${weight} × ${name}${fusion.how === "power" && power !== 1 ? `^${power}` : ""}`;
+  });
+  const score = terms.join(fusion.how === "product" ? " × " : " + ") || PREDICTED.share;
+  $("formula").textContent = `The order is by ${score}. ` + (ranker
+    ? `What people will do was predicted by ${ranker}.`
+    : "No ranker has learnt enough yet: it needs visitors who are shown something.");
 }
 
 // Puts the cards in their order; those that moved glide there, so that the eye can follow.
@@ -514,6 +561,11 @@ $("search").addEventListener("input", () => {
 });
 $("back").addEventListener("click", backToSearch);
 $("new-visitor").addEventListener("click", startOver);
+$("why").addEventListener("change", () => {
+  try { localStorage.setItem(`${STORE}.why`, $("why").checked ? "yes" : ""); } catch { /* as in save */ }
+  refresh();
+});
+try { $("why").checked = Boolean(localStorage.getItem(`${STORE}.why`)); } catch { /* as in load */ }
 
 drawAll();
 heartbeat();

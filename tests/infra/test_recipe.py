@@ -50,7 +50,6 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         ("[models.mine]\nmodel = 'our'", "model = 'our': known are"),
         ("[models.two_tower]", "two models are called two_tower"),
         ("[models.'a/b']", "models.'a/b': a name begins with a letter"),
-        ("learning = 'daily'\n[models.mind]", "trains the model of [trainer] alone"),
         ("learning = 'daily'\n[archive]\nenabled = false", "[archive] enabled = false keeps none"),
     ],
 )
@@ -83,3 +82,16 @@ def test_models_beside_take_over_what_they_do_not_say(tmp_path: Path) -> None:
     assert trainers["trainer-mind"].options == {}
     assert trainers["trainer-wide"].options == {"history": 5, "width": 128, "table": table}
     assert trainers["trainer-other"].options == {"interests": 2}
+
+
+def test_by_day_the_model_of_trainer_learns_alone(tmp_path: Path) -> None:
+    file = tmp_path / "daily.toml"
+    file.write_text("learning = 'daily'\n[models.mind]\n")
+    assert list(load_recipe(str(file)).trainers) == ["trainer"]
+
+
+def test_a_ranker_finds_nothing_by_itself(tmp_path: Path) -> None:
+    file = tmp_path / "ranker.toml"
+    file.write_text("[trainer]\nmodel = 'mmoe'\n")
+    with pytest.raises(ConfigError, match=r"train it beside a retriever, in \[models\.mmoe\]"):
+        load_recipe(str(file))

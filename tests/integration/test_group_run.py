@@ -17,6 +17,7 @@ from streaming.cuts import CutDirectory
 MOVIES = 9_125
 REPLAYED = 13_000  # of 109,129 events: all movies and the first ratings
 RECIPE = {
+    "models": {},
     "replay.limit": REPLAYED,
     "trainer_loop.cut_every_s": 1.0,
     "group.answer_within_s": 4.0,

@@ -40,7 +40,7 @@ def test_it_learns_serves_stops_and_goes_on_without_learning_anything_twice(
 ) -> None:
     log = f"{broker.url}?session_timeout_ms=6000&heartbeat_interval_ms=500&topic_prefix=shop."
     home = tmp_path / "home"
-    recipe = {"replay.limit": REPLAYED, "log": log}
+    recipe = {"models": {}, "replay.limit": REPLAYED, "log": log}
 
     refused = headrace("run", "--home", str(home), log=log)
     assert refused.returncode == 1

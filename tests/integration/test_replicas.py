@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> Iterator[Service]:
-    with service(home, {"replay.limit": 12_000, "loop.cut_every_s": 1.0}) as running:
+    with service(home, {"models": {}, "replay.limit": 12_000, "loop.cut_every_s": 1.0}) as running:
         running.wait_until_ready()
         running.wait_for(running.caught_up)
         yield running

@@ -18,6 +18,7 @@ from infra.targets import targets
 ROLES = ("trainer", "trainer-sasrec", "trainer-hotter")
 BOTH, HOT = "two_tower and sasrec", "hotter"
 RECIPE = {
+    "models": {},
     "replay.limit": 13_000,
     "models.sasrec.dense_learning_rate": 0.001,
     "models.hotter.options.temperature": 0.2,

@@ -43,7 +43,8 @@ def headrace(
 @pytest.mark.timeout(400)  # four starts of the whole system
 def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    recipe = {"replay.limit": REPLAYED, "trainer_loop.cut_every_s": 1.0, "loop.cut_every_s": 1.0}
+    cuts = {"trainer_loop.cut_every_s": 1.0, "loop.cut_every_s": 1.0}
+    recipe = {"models": {}, "replay.limit": REPLAYED, **cuts}
     with service(home, recipe) as first:
         first.wait_until_ready()
         killed = processes_of(home)

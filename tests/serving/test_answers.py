@@ -15,7 +15,7 @@ from features.definitions import ITEM_STATISTICS, View
 from serving.answers import Answer, BadQuestion, Wanted
 from serving.cold_start import Candidates, Proposals, Visit
 from serving.experiments import Arm, Experiment
-from serving.pipeline import FusionConfig
+from serving.fusion import FusionConfig
 from serving.recommender import OnlineFeatures, RecommendConfig, Recommender
 from serving.replica import Replica
 from serving.rules import RulesConfig

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from features.batch import Ids, Jagged, Users
 from serving.index import IndexConfig, ItemIndex, Subset
-from serving.served_model import Asked, Changes, RowChanges, ServedModel
+from serving.served import Changes, RowChanges
+from serving.served_model import Asked, ServedModel
 from streaming.growing import GrowingArray
 from trainers.arrays import table_tensors
 from trainers.versions import Version
@@ -236,7 +237,7 @@ def test_two_copies_that_take_the_same_changes_answer_alike(random_version: Make
     served.lay(first)
     served.warm()
     copies = [served, served.twin()]
-    gone, width = NONE, first.vectors.values.shape[1]
+    gone, width = NONE, first.vectors_there.values.shape[1]
     for _ in range(10):
         born = np.concatenate([gone[::2], rng.choice(ids, 500, replace=False)])  # again, or moved
         gone = rng.choice(ids, 100, replace=False)
@@ -259,7 +260,7 @@ COUNT, FEW = 100_000, 100
 
 def brings(template: Changes, ids: Ids) -> Changes:
     """A change of these rows in every table, and of their vectors."""
-    width = template.vectors.values.shape[1]
+    width = template.vectors_there.values.shape[1]
     rows = RowChanges(ids[:1], ids, np.ones((ids.size, width), np.float32))
     tables = dict.fromkeys(template.tables, rows)
     return replace(template, tables=tables, vectors=rows)

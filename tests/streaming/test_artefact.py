@@ -60,6 +60,11 @@ def test_an_artefact_comes_back_as_it_was(written: Path) -> None:
         assert back.shards[name].equals(table, check_metadata=True)
 
 
+def test_what_is_told_of_an_artefact_keeps_its_order(path: Path) -> None:
+    write_artefact(path, {"tasks": {"click": 1, "buy": 2}}, {})
+    assert list(read_artefact(path).meta["tasks"]) == ["click", "buy"]
+
+
 def test_an_artefact_without_shards_comes_back(path: Path) -> None:
     write_artefact(path, {}, {})
     assert read_artefact(path) == Artefact({}, {})

@@ -37,12 +37,14 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def micro_batch() -> Callable[..., Record]:
-    """A record of samples from rows that name only what matters to the test."""
+    """A record of samples from rows that name only what matters to the test; with `labels`."""
 
-    def make(rows: Sequence[Mapping[str, Any]], offset: int = 0) -> Record:
+    def make(
+        rows: Sequence[Mapping[str, Any]], offset: int = 0, labels: Sequence[str] = ()
+    ) -> Record:
         defaults = {"kind": "rate", "at": LOGGED_US, "logged_us": LOGGED_US}
         filled = [{**defaults, **row} for row in rows]
-        batch = pa.RecordBatch.from_pylist(filled, schema=sample_schema((), SAMPLE_FEATURES))
+        batch = pa.RecordBatch.from_pylist(filled, schema=sample_schema(labels, SAMPLE_FEATURES))
         return _record(encode_samples(batch), offset)
 
     return make

@@ -1,4 +1,4 @@
-"""docs/adding-a-model.md, followed to the letter: the model of that page keeps the contract."""
+"""docs/adding-a-model.md, followed to the letter: the models of that page keep their contracts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MODELS = ("item2vec", "dcn")  # in the order of the page
 PAGE = (ROOT / "docs" / "adding-a-model.md").read_text()
 
 
@@ -23,11 +24,12 @@ def block(language: str, number: int = 0) -> str:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A folder with the page's package in it, as pip installs one."""
-    project = tomllib.loads(block("toml", 1))["project"]
+    project = tomllib.loads(block("toml", 2))["project"]
     name, version = project["name"], project["version"]
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
-    (tmp_path / name / "item2vec.py").write_text(block("python"))
+    for number, model in enumerate(MODELS):
+        (tmp_path / name / f"{model}.py").write_text(block("python", number))
     info = tmp_path / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -51,8 +53,10 @@ def run(installed: Path, *arguments: str, fails: bool = False) -> str:
     return done.stdout
 
 
-def contract(installed: Path, chosen: str, *, fails: bool = False) -> str:
-    file = "tests/trainers/test_model_contract.py"
+def contract(
+    installed: Path, chosen: str, file: str = "test_model_contract", *, fails: bool = False
+) -> str:
+    file = f"tests/trainers/{file}.py"
     return run(
         *(installed, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", file, "-k", chosen),
         fails=fails,
@@ -61,6 +65,13 @@ def contract(installed: Path, chosen: str, *, fails: bool = False) -> str:
 
 def test_the_model_of_the_page_keeps_the_contract(installed: Path) -> None:
     told = contract(installed, "item2vec")
+    passed = re.search(r"(\d+) passed", told)
+    assert passed is not None, told
+    assert int(passed[1]) > 25
+
+
+def test_the_ranker_of_the_page_keeps_the_contract_of_rankers(installed: Path) -> None:
+    told = contract(installed, "dcn", "test_ranker_contract")
     passed = re.search(r"(\d+) passed", told)
     assert passed is not None, told
     assert int(passed[1]) > 25
@@ -78,22 +89,30 @@ def test_what_a_model_says_it_cannot_keep_it_must_not_keep(installed: Path) -> N
     assert "1 xfailed" in contract(installed, f"item2vec and {test}")
 
 
-def test_a_recipe_names_it_as_the_page_does(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(block("toml", 0))
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, "tastes.item2vec history=5"), (1, "tastes.dcn space=entire")]
+)
+def test_a_recipe_names_it_as_the_page_does(
+    installed: Path, tmp_path: Path, number: int, told: str
+) -> None:
+    (tmp_path / "recipe.toml").write_text(block("toml", number))
+    option = told.split()[1].partition("=")[0]
     program = """
 import sys
 from infra.recipe import load_recipe
 from trainers.trainer import Trainer
-trainer = Trainer(load_recipe(sys.argv[1]).trainer, "page")
-print(type(trainer.model).__module__, trainer.model.config.history)
+*_, config = load_recipe(sys.argv[1]).trainers.values()
+model = Trainer(config, "page").model
+print(type(model).__module__, f"{sys.argv[2]}={getattr(model.config, sys.argv[2])}")
 """
-    told = run(installed, "-c", program, str(tmp_path / "recipe.toml"))
-    assert told.split() == ["tastes.item2vec", "5"]
+    found = run(installed, "-c", program, str(tmp_path / "recipe.toml"), option)
+    assert found.strip() == told
 
 
-def test_the_file_would_pass_the_house_rules(tmp_path: Path) -> None:
-    file = tmp_path / "item2vec.py"
-    file.write_text(block("python"))
+@pytest.mark.parametrize("number", range(len(MODELS)))
+def test_the_file_would_pass_the_house_rules(tmp_path: Path, number: int) -> None:
+    file = tmp_path / f"{MODELS[number]}.py"
+    file.write_text(block("python", number))
     ruff = Path(sys.executable).parent / "ruff"
     config = str(ROOT / "pyproject.toml")
     for command in (["check"], ["format", "--check"]):

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from streaming.log import Record
-from trainers.gate import Gate, GateConfig, Soundness, size_of
+from trainers.gate import Gate, GateConfig, Soundness, bits_of_ranks, size_of
 from trainers.trainer import Trainer, TrainerConfig
 
 MINUTE_US = 60_000_000
@@ -53,7 +53,9 @@ class Stream:
                 self.step,
                 np.arange(n) + self.step * n,
                 np.full(n, actions),
-                _ranks(popularity - np.stack([self._rng.normal(gain, spread, n), np.zeros(n)])),
+                bits_of_ranks(
+                    _ranks(popularity - np.stack([self._rng.normal(gain, spread, n), np.zeros(n)]))
+                ),
                 self._rng.random(n) < hit_rate,
                 np.full(n, predicted),
             )
@@ -168,8 +170,8 @@ def test_one_user_is_one_witness_however_much_he_says() -> None:
     stream = heard(gate)
     for step in range(1, 21):
         user = np.full(256, 7)
-        ranks = _ranks(np.repeat([[20.0], [11.0]], 256, axis=1))
-        gate.observe(stream.step + step, user, user, ranks, user > 7, np.full(256, np.nan))
+        bits = bits_of_ranks(_ranks(np.repeat([[20.0], [11.0]], 256, axis=1)))
+        gate.observe(stream.step + step, user, user, bits, user > 7, np.full(256, np.nan))
         gate.check(stream.step + step, 100_000, 0, gate.sums())
     assert not gate.holds
 
@@ -251,12 +253,12 @@ def test_what_two_ranks_know_adds_up_to_what_one_would() -> None:
     rng = np.random.default_rng(0)
     for step in range(8):
         users = np.arange(16) + 16 * step
-        ranks = rng.integers(0, 900, (2, 16))
+        bits = bits_of_ranks(rng.integers(0, 900, (2, 16)))
         hits, predicted = rng.random(16) < 0.5, np.full(16, 0.5)
-        whole.observe(step, users, users, ranks, hits, predicted)
+        whole.observe(step, users, users, bits, hits, predicted)
         for gate, mine in zip(halves, (slice(0, 8), slice(8, 16)), strict=True):
             some = users[mine]
-            gate.observe(step, some, some, ranks[:, mine], hits[mine], predicted[mine])
+            gate.observe(step, some, some, bits[:, mine], hits[mine], predicted[mine])
     added = halves[0].sums() + halves[1].sums()
     np.testing.assert_allclose(added.sum(0), whole.sums().sum(0))  # each by blocks of its own
 

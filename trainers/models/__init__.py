@@ -27,6 +27,7 @@ from trainers.table import EmbeddingTable
 from trainers.tasks import Task
 
 T = TypeVar("T")
+RETRIEVAL, RANKING = "retrieval", "ranking"  # the families
 _REGISTRY: dict[str, type[Any]] = {}
 _FAMILIES: dict[str, str] = {}
 _ENTRY_POINTS = "headrace.models"
@@ -139,7 +140,7 @@ class About(NamedTuple):
     origin: str
 
 
-def register(name: str, family: str = "retrieval") -> Callable[[type[T]], type[T]]:
+def register(name: str, family: str = RETRIEVAL) -> Callable[[type[T]], type[T]]:
     """Makes a class known to recipes; it must have a `Config` dataclass as its only argument."""
 
     def add(cls: type[T]) -> type[T]:
@@ -163,7 +164,7 @@ def names() -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """Of which family the model of that name is: "retrieval", "ranking".
+    """Of which family the model of that name is: `RETRIEVAL`, `RANKING`.
 
     Raises:
         ConfigError: as `find`.

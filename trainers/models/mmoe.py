@@ -5,8 +5,7 @@ KDD 2018. Of a pair x, the concatenated vectors of its fields:
 
     f_k(x) = sum_i softmax(W_k x)_i  expert_i(x)          y_k = tower_k(f_k(x))
 
-With `gates = "one"` all tasks have the same gate (OMoE); with one expert and that gate it is the
-shared bottom (Caruana, *Multitask Learning*, Machine Learning 1997), against which it is measured.
+It is measured against one gate for all (`omoe`), and against one bottom for all (`shared_bottom`).
 
 What differs: fields are embedded by tables that grow, and learnt as the stream comes.
 """
@@ -14,18 +13,17 @@ What differs: fields are embedded by tables that grow, and learnt as the stream 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from features.shown import Pairs
-from trainers.models import register
-from trainers.models.parts.ranker import Inputs, Multitask, RankerConfig, Towers
+from trainers.models import RANKING, register
+from trainers.models.parts.ranker import Inputs, Layers, Multitask, RankerConfig, Towers
 
 
-@register("mmoe", "ranking")
+@register("mmoe", RANKING)
 class MMoE(Multitask):
     """`predict` reads whatever its `fields` are."""
 
@@ -35,24 +33,27 @@ class MMoE(Multitask):
 
         experts: PositiveInt = 4
         expert: PositiveInt = 64
-        gates: Literal["each", "one"] = "each"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, gates: int | None = None) -> None:
+        """As many `gates` as tasks, or one for all."""
         super().__init__(config)
         inputs = self.user_width + self.item_width
-        gates = len(self.tasks) if config.gates == "each" else 1
+        gates = len(self.tasks) if gates is None else gates
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.experts = nn.Linear(inputs, config.experts * config.expert)  # all in one product
+            self.experts = Layers(config.experts, inputs, config.expert)
             self.gates = nn.Linear(inputs, gates * config.experts, bias=False)
             self.towers = Towers(len(self.tasks), config.expert, config.tower)
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
-        config = self.config
-        experts = inputs.through(self.experts).relu()
-        experts = experts.view(len(experts), config.experts, config.expert)
-        gates = inputs.through(self.gates).view(len(experts), -1, config.experts).softmax(2)
-        return gates @ experts  # (n, K or 1, expert)
+        experts, gates = inputs.through_all([self.experts.layer, self.gates])
+        return self.shares(gates) @ self.experts.hidden(experts)  # (n, K or 1, expert)
+
+    def shares(self, gates: Tensor) -> Tensor:
+        """(n, K or 1, experts), how much each expert counts, by what gates say; together 1."""
+        # Along a last dimension of a few numbers torch takes several times as long.
+        first = gates.view(len(gates), -1, self.config.experts).movedim(2, 0).contiguous()
+        return first.softmax(0).movedim(0, 2)
 
     def outputs(self, base: Tensor) -> Tensor:
         made: Tensor = self.towers(base)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.batch import Items, Users
+from features.batch import Ids, Items, Jagged, Users
 from features.shown import Pairs
 from streaming.event_columns import field_codes
 from streaming.ids import stable_ids
@@ -23,6 +23,7 @@ Tables = Mapping[str, EmbeddingTable]
 TABLES = ("user", "item", "token", "context")  # users, items, their tokens, what a visit is like
 
 OF_USERS = ("user_id", "history", "disliked", "scenario", "hour")
+_TAKEN = ("history", "disliked")
 _PLEASED = 0.5  # rewards of actions that pleased
 _HOUR_US, _HOURS = 3_600_000_000, 24
 _HOUR_IDS = stable_ids(f"hour={hour}" for hour in range(_HOURS))
@@ -37,10 +38,11 @@ class Fields(nn.Module):
 
     def __init__(self, names: Sequence[str], history: int) -> None:
         super().__init__()
+        described = [name for name in names if name not in (*OF_USERS, "item_id")]
         self.of_users = [name for name in names if name in OF_USERS]
-        self.of_items = [name for name in names if name not in OF_USERS]
+        self.of_items = [*(["item_id"] if "item_id" in names else []), *described]
         self._history = history
-        self._codes = dict(zip(self.of_items, field_codes(self.of_items).tolist(), strict=True))
+        self._codes = field_codes(described)
 
     def __len__(self) -> int:
         return len(self.of_users) + len(self.of_items)
@@ -53,28 +55,52 @@ class Fields(nn.Module):
 
     def users(self, tables: Tables, users: Users) -> Tensor:
         """(m, F_u, d)."""
-        pleased, others = users.split(self._history, _PLEASED)
-        made = {
-            "user_id": lambda: tables["user"](users.ids),
-            "history": lambda: tables["item"].mean(pleased.values, pleased.offsets),
-            "disliked": lambda: tables["item"].mean(others.values, others.offsets),
-            "scenario": lambda: tables["context"](users.scenarios.astype(np.int64) + 1),
-            "hour": lambda: tables["context"](_HOUR_IDS[_hours(users)]),
-        }
-        return torch.stack([made[name]() for name in self.of_users], 1)
+        found: dict[str, Tensor] = {}
+        if "user_id" in self.of_users:
+            found["user_id"] = tables["user"](users.ids)
+        found |= self._taken(tables["item"], users)
+        found |= self._visits(tables["context"], users)
+        return torch.stack([found[name] for name in self.of_users], 1)
 
     def items(self, tables: Tables, items: Items) -> Tensor:
         """(n, F_i, d)."""
         found = []
-        for name in self.of_items:
-            if name == "item_id":
-                found.append(tables["item"](items.ids))
-            else:
-                values = items.of_field(self._codes[name])
-                found.append(tables["token"].mean(values.values, values.offsets))
-        return torch.stack(found, 1)
+        if "item_id" in self.of_items:
+            found.append(tables["item"](items.ids)[:, None])
+        if len(self._codes):
+            tokens = items.of_fields(self._codes)
+            means = tables["token"].mean(tokens.values, tokens.offsets)
+            found.append(means.view(len(items.ids), len(self._codes), -1))
+        return torch.cat(found, 1)
+
+    # Of one table all is read at once: every call has its price, whatever it reads.
+
+    def _taken(self, table: EmbeddingTable, users: Users) -> Mapping[str, Tensor]:
+        """What is wanted of the items that users took, (m, d) each."""
+        wanted = [name for name in self.of_users if name in _TAKEN]
+        if not wanted:
+            return {}
+        split = dict(zip(_TAKEN, users.split(self._history, _PLEASED), strict=True))
+        lists = Jagged.joined([split[name] for name in wanted])
+        means = table.mean(lists.values, lists.offsets)
+        return dict(zip(wanted, means.chunk(len(wanted)), strict=True))
+
+    def _visits(self, table: EmbeddingTable, users: Users) -> Mapping[str, Tensor]:
+        """What is wanted of what the users' visits are like, (m, d) each."""
+        wanted = [name for name in self.of_users if name in _VISITS]
+        if not wanted:
+            return {}
+        read = table(np.concatenate([_VISITS[name](users) for name in wanted]))
+        return dict(zip(wanted, read.chunk(len(wanted)), strict=True))
 
 
-def _hours(users: Users) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    hours: np.ndarray[tuple[int], np.dtype[np.int64]] = users.at_us // _HOUR_US % _HOURS
+def _scenarios(users: Users) -> Ids:
+    return users.scenarios.astype(np.int64) + 1
+
+
+def _hours(users: Users) -> Ids:
+    hours: Ids = _HOUR_IDS[users.at_us // _HOUR_US % _HOURS]
     return hours
+
+
+_VISITS = {"scenario": _scenarios, "hour": _hours}

@@ -8,9 +8,10 @@ setting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from torch.nn import functional as F
 
 from features.batch import Users
 from features.shown import Pairs
+from streaming.errors import ConfigError
 from trainers.models import RankingStep
 from trainers.models.parts.balance import BalanceConfig, make_balance
 from trainers.models.parts.chance import generator
-from trainers.models.parts.fields import TABLES, Fields
+from trainers.models.parts.fields import OF_USERS, TABLES, Fields
 from trainers.models.parts.position_bias import Places, PositionConfig, make_position_bias
+from trainers.models.parts.products import biased, products, stacked
 from trainers.models.parts.tables import tables
+from trainers.softmax import Precision
 from trainers.table import TableConfig
 from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losses
 
@@ -44,14 +48,24 @@ class RankerConfig:
     space: Space = "shown"
     position: PositionConfig = field(default_factory=PositionConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    precision: Precision = "auto"
     table: TableConfig = field(default_factory=TableConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks, self.space)
+        of_users = [name for name in self.fields if name in OF_USERS]
+        if not 0 < len(of_users) < len(self.fields):
+            raise ConfigError(
+                f"fields = {', '.join(self.fields) or 'none'}: a pair needs one of users"
+                f" ({', '.join(OF_USERS)}) and one of items"
+            )
+        self.position.columns(self.tasks)
+        self.balance.bounds(self.tasks)
 
 
-class Inputs(NamedTuple):
+@dataclass(frozen=True)
+class Inputs:
     """What a network reads of n pairs of m users: of each user (m, a), whose each pair is (n,), of
     each item (n, b). If `user_of` is None, it is m = n users in the order of the pairs.
     """
@@ -59,21 +73,31 @@ class Inputs(NamedTuple):
     users: Tensor
     user_of: Tensor | None
     items: Tensor
+    precision: Precision = "float32"
 
     def of_pairs(self, of_users: Tensor) -> Tensor:
         """(n, ...), what is known of users (m, ...), for each pair."""
         return of_users if self.user_of is None else of_users[self.user_of]
 
-    @property
+    @cached_property
     def flat(self) -> Tensor:
         """(n, a + b)."""
         return torch.cat([self.of_pairs(self.users), self.items], 1)
 
     def through(self, layer: nn.Linear) -> Tensor:
         """A layer of `flat`, (n, out): what depends on the user alone is computed once for him."""
+        (found,) = self.through_all([layer])
+        return found
+
+    def through_all(self, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        """Layers of `flat`, (n, out) each, in one product."""
+        if self.user_of is None:
+            return products(self.flat, layers, self.precision)
         known = self.users.shape[1]
-        theirs = self.of_pairs(F.linear(self.users, layer.weight[:, :known]))
-        return theirs + F.linear(self.items, layer.weight[:, known:], layer.bias)
+        weight = stacked([layer.weight for layer in layers])
+        theirs = self.of_pairs(F.linear(self.users, weight[:, :known]))
+        found = theirs + F.linear(self.items, weight[:, known:])
+        return biased(found, layers)
 
 
 class Multitask(nn.Module):
@@ -126,8 +150,8 @@ class Multitask(nn.Module):
     # -- the ranker ------------------------------------------------------------------------
 
     def predict(self, pairs: Pairs) -> dict[str, Tensor]:
-        inputs = self._inputs(pairs, None)
-        return self.expected(self.outputs(self.base(inputs, pairs)), None)
+        outputs = self.outputs(self.base(self._inputs(pairs, None), pairs))
+        return self.expected(self.position.outputs(outputs, self.tables, None), None)
 
     def loss(self, step: RankingStep) -> Tensor:
         pairs = step.pairs
@@ -136,10 +160,12 @@ class Multitask(nn.Module):
         base = self.base(self._inputs(pairs, places), pairs)
         outputs = self.position.outputs(self.outputs(base), self.tables, places)
         predictions = self.expected(outputs, self.position.seen(self.tables, places))
-        losses = task_losses(self.tasks, predictions, step.labels, step.rates, self.space)
-        first = [step.labels[name] for name in roots(self.tasks)]
+        labels = {name: label.to(base.device) for name, label in step.labels.items()}
+        rates = step.rates.to(base.device)
+        losses = task_losses(self.tasks, predictions, labels, rates, self.space, step.groups)
+        first = [labels[name] for name in roots(self.tasks)]
         penalty = self.position.penalty(base.flatten(1), self.tables, places, first)
-        balanced: Tensor = self.balance(losses, step.labels, base)
+        balanced: Tensor = self.balance(losses, labels, base)
         return balanced + penalty
 
     def _inputs(self, pairs: Pairs, places: Places | None) -> Inputs:
@@ -150,7 +176,26 @@ class Multitask(nn.Module):
             items = torch.cat([items, field_], 1)
         in_order = len(users) == len(items) and bool((pairs.user_of == np.arange(len(pairs))).all())
         user_of = None if in_order else torch.from_numpy(pairs.user_of).to(users.device)
-        return Inputs(users, user_of, items)
+        return Inputs(users, user_of, items, "float32" if places is None else self.config.precision)
+
+
+class Layers(nn.Module):
+    """K hidden layers that each read the whole of a pair, side by side in one product: (n, K, h).
+
+    They are the networks of tasks, or experts.
+    """
+
+    def __init__(self, count: int, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.count = count
+        self.layer = nn.Linear(inputs, count * hidden)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.hidden(inputs.through(self.layer))
+
+    def hidden(self, made: Tensor) -> Tensor:
+        """(n, K, h), of what `layer` gives."""
+        return made.relu().view(len(made), self.count, -1)
 
 
 class Towers(nn.Module):

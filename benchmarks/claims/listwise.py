@@ -1,0 +1,57 @@
+"""Losses of lists: what is learnt from the order within requests ranks them as well, or better.
+
+A ranker of clicks (MMoE) learns the first four fifths of the planted world's impressions by the log
+loss of each pair, or by a loss over pairs or lists of one request: RankNet (Burges et al., ICML
+2005), ListMLE (Xia et al., ICML 2008), ListNet (Cao et al., ICML 2007). The rest is not learnt.
+There, within requests,
+
+* gauc: by what was clicked on, a mean over requests weighted by what they showed;
+* order: the share of pairs that stand in the order of their true relevance, P(click | seen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from benchmarks._claims import Claim, Report
+from benchmarks._impressions import agreement, asked, impressions, predicted, taught
+from trainers.metrics import GAUC, outcomes
+
+_LOSSES = {"pointwise": "binary", "pairwise": "pairwise", "list_mle": "list_mle",
+           "list_net": "list_net"}  # fmt: skip
+
+
+def measure(seed: int, report: Report) -> Mapping[str, float]:
+    """GAUC and the share of pairs in the true order, by each loss."""
+    first, rest = impressions(seed).split()
+    found = {}
+    for name, loss in _LOSSES.items():
+        trainer = taught("mmoe", {"tasks": {"click": {"loss": loss}}}, first, seed)
+        held_back = asked(rest, trainer)
+        made = predicted(trainer, held_back.pairs)["click"]
+        order = np.argsort(held_back.requests, kind="stable")  # whole requests, one after another
+        gauc = GAUC()
+        clicks, requests = held_back.shown.labels["click"][order], held_back.requests[order]
+        gauc.update(outcomes(made[order], clicks, groups=requests))
+        found[f"gauc {name}"] = gauc.get()["gauc"]
+        found[f"order {name}"] = agreement(made, held_back.relevance, held_back.requests)
+        report(f"    {name}: gauc {found[f'gauc {name}']:.4f}, order {found[f'order {name}']:.4f}")
+    return found
+
+
+CLAIMS = tuple(
+    Claim(
+        f"{figure}_{loss}",
+        f"{says} by {loss} than pointwise",
+        measure,
+        f"{figure} {loss}",
+        f"{figure} pointwise",
+    )
+    for figure, says in (
+        ("gauc", "the order within requests is better"),
+        ("order", "the order within requests is nearer to the true relevance"),
+    )
+    for loss in ("pairwise", "list_mle", "list_net")
+)

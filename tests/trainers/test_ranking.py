@@ -1,0 +1,406 @@
+"""The family of rankers in the trainer: reading, testing, calibrating, lists; cuts and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.definitions import SAMPLE_FEATURES
+from features.shown import Pairs
+from streaming.artefact import Artefact, read_artefact, write_artefact
+from streaming.event_columns import scenario_codes
+from streaming.log import DEAD_LETTERS, SAMPLES, Record
+from streaming.samples import decode_samples, encode_samples, sample_schema
+from trainers.arrays import table_arrays
+from trainers.calibration import ALL, CalibrationConfig, Curves
+from trainers.exchange import Exchange
+from trainers.families import Moment
+from trainers.models import RankingStep
+from trainers.peers import Alone, Ranks
+from trainers.ranking import Ranking, RankingConfig
+from trainers.tasks import Task
+from trainers.trainer import Trainer, TrainerConfig
+from trainers.versions import Version
+
+LABELS = ("click", "buy")
+NOW_US = 1_700_000_000_000_000
+Rows = Sequence[Mapping[str, Any]]
+SameState = Callable[[Artefact, Artefact], None]
+BUYS_TOO = {"click": Task(), "buy": Task(after="click")}
+
+
+def record(rows: Rows, offset: int = 0) -> Record:
+    """Samples that name only what matters to the test."""
+    defaults = {"kind": "view", "at": NOW_US, "logged_us": NOW_US + offset}
+    filled = [{**defaults, **row} for row in rows]
+    batch = pa.RecordBatch.from_pylist(filled, schema=sample_schema(LABELS, SAMPLE_FEATURES))
+    output = encode_samples(batch)
+    return Record(SAMPLES, 0, offset, output.key, output.value, NOW_US + offset)
+
+
+def shown(item: int, click: float | None, **more: Any) -> dict[str, Any]:
+    """An impression: clicked on, or in vain, so that nothing else came of it either."""
+    told = {"label_click": click, **({"label_buy": 0.0} if click == 0.0 else {})}
+    return {"user_id": 1, "item_id": item, "request_id": 7, "scenario": "home", **told, **more}
+
+
+def declared(item: int, *tokens: int) -> dict[str, Any]:
+    return {"item_id": item, "kind": "item", "item_tokens": list(tokens)}
+
+
+class Believer:
+    """Believes of every pair what it is told to, and remembers what it was to learn."""
+
+    describes = False
+    tables: Mapping[str, Any] = {}
+    reads = ()
+
+    def __init__(self, believed: float = 0.5, tasks: Mapping[str, Task] | None = None) -> None:
+        self.tasks = tasks or BUYS_TOO
+        self.believed: float | Sequence[float] = believed
+        self.learnt: list[RankingStep] = []
+
+    def predict(self, pairs: Pairs) -> dict[str, Tensor]:
+        believed = torch.tensor(self.believed).expand(len(pairs))
+        return {name: believed / (1 + n) for n, name in enumerate(self.tasks)}
+
+    def loss(self, step: RankingStep) -> Tensor:
+        self.learnt.append(step)
+        return torch.zeros(())
+
+
+def made(model: Believer, how: Any = "isotonic", **config: Any) -> Ranking:
+    return Ranking(model, RankingConfig(CalibrationConfig(how), **config), Alone())
+
+
+def take(ranking: Ranking, rows: Rows) -> None:
+    """One step, as a trainer takes it."""
+    mine = ranking.read(decoded(rows))
+    samples = ranking.declare([mine.told], mine.samples)
+    if samples is not None:
+        ranking.test(samples, Moment(0, 0))
+        ranking.loss(samples, 0)
+    ranking.refresh([mine.told])
+
+
+def decoded(rows: Rows) -> pa.RecordBatch:
+    return decode_samples(record(rows))
+
+
+def metrics(ranking: Ranking) -> dict[str, float]:
+    return ranking.metrics(Moment(0, 0))
+
+
+# Testing
+
+
+def test_what_was_left_out_counts_where_it_came_to_nothing() -> None:
+    ranking = made(Believer())
+    half = {"negative_rate": 0.5}
+    take(
+        ranking,
+        [
+            shown(1, 1.0, **half),
+            shown(2, 0.0, **half),
+            shown(3, 0.0, **half),
+            {**shown(1, None, **half), "label_buy": 0.0},  # a click without a purchase
+            {**shown(1, None, **half), "label_buy": 1.0},
+        ],
+    )
+    found = metrics(ranking)
+    # Of clicks, 1 of 1 + 2 + 2 that were shown; of purchases, 1 of 2 + 2 + 1 + 1.
+    assert found["calibration[click]"] == pytest.approx(0.5 * 5)
+    assert found["calibration[buy]"] == pytest.approx(0.25 * 6)
+    assert found["log_loss[click]"] == pytest.approx(np.log(2))
+    assert found["log_loss[buy]"] == pytest.approx(-(np.log(0.25) + 5 * np.log(0.75)) / 6)
+    assert found["auc[click]"] == 0.5
+
+
+def test_within_requests_and_over_all() -> None:
+    model = Believer()
+    ranking = made(model)
+    rows: list[Mapping[str, Any]] = []
+    believed: list[float] = []
+    # Right in every request, and wrong over all: who clicks more was given less.
+    for request, (high, low, click) in enumerate([(0.4, 0.3, 1.0), (0.9, 0.8, 0.0)]):
+        for probability, label in ((high, 1.0), (low, 0.0), (low, click)):
+            rows.append(shown(len(rows), label, request_id=request))
+            believed.append(probability)
+    model.believed = believed
+    take(ranking, rows)
+    found = metrics(ranking)
+    assert found["gauc[click]"] == pytest.approx((0.75 + 1.0) / 2)
+    assert found["auc[click]"] == pytest.approx(4.5 / 9)
+
+
+def test_what_is_learnt_is_tested_before(one_step: TrainerConfig) -> None:
+    rows = [shown(item, float(item < 4)) for item in range(12)]
+    trainer = Trainer(one_step, "a")
+    samples = trainer.family.read(decoded(rows)).samples
+    with torch.no_grad():
+        before = trainer.model.predict(samples.pairs)["click"].numpy()
+    trainer.on_batch([record(rows)])
+    with torch.no_grad():
+        after = trainer.model.predict(samples.pairs)["click"].numpy()
+    assert trainer.metrics["calibration[click]"] == pytest.approx(before.sum() / 4, rel=1e-5)
+    assert not np.allclose(before, after)
+
+
+# Calibrating
+
+
+def some_came(share: float, scenario: str | None, count: int = 50) -> Rows:
+    came = count * share
+    return [shown(item, float(item < came), scenario=scenario) for item in range(count)]
+
+
+@pytest.mark.parametrize("how", ["platt", "isotonic"])
+def test_what_is_served_is_what_comes_about_in_every_scenario(how: str) -> None:
+    ranking = made(Believer(0.5), how)
+    for _ in range(60):
+        take(ranking, [*some_came(0.1, "home"), *some_came(0.3, "deals"), *some_came(0.2, None)])
+    found = metrics(ranking)
+    for labels, ratio in {"click": 2.5, "click,home": 5.0, "click,deals": 0.5 / 0.3}.items():
+        assert found[f"recent_calibration[{labels}]"] == pytest.approx(ratio, rel=0.01)
+    for labels in ("click", "click,home", "click,deals"):
+        assert found[f"recent_served_calibration[{labels}]"] == pytest.approx(1.0, abs=0.1)
+    assert found["served_log_loss[click]"] < found["log_loss[click]"]
+    assert found["served_normalised_entropy[click]"] < 1.1 < found["normalised_entropy[click]"]
+    curves = Curves.from_table(ranking.shards(-1)["calibration"])
+    home, deals = scenario_codes(["home", "deals"]).tolist()
+    served = [curves.calibrated("click", np.array([0.5]), s)[0] for s in (ALL, home, deals)]
+    assert served == pytest.approx([0.2, 0.1, 0.3], rel=0.1)
+
+
+def test_the_first_predictions_are_served_as_they_are() -> None:
+    ranking = made(Believer(0.25))
+    take(ranking, some_came(0.5, "home"))
+    found = metrics(ranking)
+    assert found["served_calibration[click]"] == found["calibration[click]"] == pytest.approx(0.5)
+    take(ranking, some_came(0.5, "home"))
+    found = metrics(ranking)
+    assert 0.5 == pytest.approx(found["calibration[click]"]) != found["served_calibration[click]"]
+
+
+def test_without_calibration_nothing_more_is_told() -> None:
+    ranking = made(Believer(), "none")
+    take(ranking, some_came(0.5, "home"))
+    assert not [name for name in metrics(ranking) if "served" in name]
+    assert ranking.shards(-1)["calibration"].num_rows == 0
+
+
+# Lists
+
+
+ORDERED = {"click": Task("pairwise"), "buy": Task(after="click")}
+
+
+def labels_of(step: RankingStep) -> dict[str, list[Any]]:
+    return {
+        name: [None if np.isnan(y) else y for y in label.tolist()]
+        for name, label in step.labels.items()
+    }
+
+
+def test_a_click_is_compared_with_what_came_to_nothing_later() -> None:
+    model = Believer(tasks=ORDERED)
+    ranking = made(model)
+    take(ranking, [declared(5, 50, 51), declared(6, 60)])
+    take(ranking, [shown(5, 1.0, position=3), shown(8, 1.0, request_id=8)])
+    take(ranking, [shown(6, 0.0, position=0), shown(9, 0.0, request_id=9, user_id=2)])
+    first, second = model.learnt
+    assert first.pairs.items.ids.tolist() == [5, 8]
+    assert second.pairs.items.ids.tolist() == [6, 9, 5]
+    assert second.pairs.items.tokens.values.tolist() == [60, 50, 51]
+    assert second.pairs.user_of.tolist() == [0, 1, 0]
+    assert second.pairs.positions.tolist() == [0, -1, 3]
+    assert second.groups.tolist() == [7, 9, 7]
+    assert second.rates.tolist() == [1.0, 1.0, 1.0]
+    assert labels_of(second) == {"click": [0.0, 0.0, 1.0], "buy": [0.0, 0.0, None]}
+
+
+def test_who_learns_no_lists_remembers_nothing() -> None:
+    model = Believer()
+    ranking = made(model)
+    take(ranking, [shown(5, 1.0)])
+    take(ranking, [shown(6, 0.0)])
+    assert [len(step.pairs) for step in model.learnt] == [1, 1]
+    assert "positives" not in ranking.state()
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "list_mle", "list_net"])
+def test_the_order_within_requests_is_learnt(loss: str, one_step: TrainerConfig) -> None:
+    """Items 0 to 3 are clicked on wherever they stand beside others; clicks leave first."""
+    options = {**one_step.options, "tasks": {"click": {"loss": loss}}}
+    recent = CalibrationConfig(half_life=300)
+    fast = replace(one_step, options=options, calibration=recent, dense_learning_rate=0.01)
+    trainer = Trainer(fast, "a")
+    rng = np.random.default_rng(0)
+    for step in range(60):
+        requests = 16 * step + np.arange(16)
+        clicks = [shown(int(rng.integers(4)), 1.0, request_id=int(r)) for r in requests]
+        vain = [shown(int(rng.integers(4, 12)), 0.0, request_id=int(r)) for r in requests]
+        trainer.on_batch([record(clicks, 2 * step), record(vain, 2 * step + 1)])
+    found = trainer.metrics
+    assert found["recent_gauc[click]"] > 0.9
+    assert found["recent_served_log_loss[click]"] < found["recent_log_loss[click]"]
+
+
+# In the trainer
+
+
+@pytest.fixture(scope="session")
+def one_step() -> TrainerConfig:
+    """A ranker that takes a step in a few milliseconds."""
+    options = {
+        "tasks": {"click": {}, "buy": {"after": "click"}},
+        "fields": ("user_id", "history", "scenario", "item_id"),
+        "width": 4,
+        "expert": 8,
+        "tower": 4,
+        "table": {"optimiser": {"learning_rate": 0.1}},
+    }
+    return TrainerConfig(model="mmoe", options=options, publish_every_s=0.1, snapshot_every=3)
+
+
+@pytest.fixture(scope="session")
+def lists(one_step: TrainerConfig) -> TrainerConfig:
+    """One that also learns an order."""
+    tasks = {"click": {"loss": "list_mle"}, "buy": {"after": "click"}}
+    return replace(one_step, options={**one_step.options, "tasks": tasks})
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[Record]:
+    """Clicks, and what came to nothing, of requests that begin in one step and end in another."""
+    rng = np.random.default_rng(1)
+    records = []
+    for step in range(14):
+        rows: list[Mapping[str, Any]] = [declared(100 + step, step)]
+        for _ in range(20):
+            request = int(rng.integers(max(0, step - 2), step + 1))
+            more = {"request_id": request, "user_id": request, "negative_rate": 0.5}
+            where = str(rng.choice(["home", "deals"]))
+            click = float(rng.random() < 0.3)
+            rows.append(shown(int(rng.integers(40)), click, scenario=where, **more))
+        rows.append({**shown(3, None, request_id=step), "label_buy": float(step % 2)})
+        records.append(record(rows, step))
+    return records
+
+
+def on_disk(path: Path, state: Artefact) -> Artefact:
+    write_artefact(path, state.meta, state.shards)
+    return read_artefact(path)
+
+
+@pytest.mark.parametrize("config", ["one_step", "lists"])
+def test_a_cut_goes_on_bit_for_bit(
+    config: str,
+    request: pytest.FixtureRequest,
+    steps: list[Record],
+    tmp_path: Path,
+    assert_same_state: SameState,
+) -> None:
+    settings: TrainerConfig = request.getfixturevalue(config)
+    unbroken, broken = Trainer(settings, "a"), Trainer(settings, "a")
+    for number, one in enumerate(steps):
+        unbroken.on_batch([one])
+        broken.on_batch([one])
+        if number in (3, 8):
+            broken = Trainer(settings, "a", on_disk(tmp_path / str(number), broken.snapshot()))
+    assert_same_state(broken.snapshot(), unbroken.snapshot())
+    assert broken.metrics == unbroken.metrics
+    assert ("positives" in broken.snapshot().shards) == (config == "lists")
+
+
+@pytest.mark.parametrize("wrong", [{"label_click": np.inf}, {"history_rewards": [np.nan]}])
+def test_what_is_not_finite_is_refused(
+    wrong: dict[str, Any], one_step: TrainerConfig, steps: list[Record]
+) -> None:
+    trainer = Trainer(one_step, "a")
+    trainer.on_batch(steps[:1])
+    before, state = trainer.samples, trainer.model.state_dict()["experts.layer.weight"].clone()
+    history = {"history": [3], "history_rewards": [1.0]}
+    bad = record([shown(2, 1.0, **{**history, **wrong}), shown(1, 0.0)], 1)
+    (letter,) = trainer.on_batch([bad])
+    assert letter.topic == DEAD_LETTERS
+    assert trainer.samples == before
+    assert torch.equal(trainer.model.state_dict()["experts.layer.weight"], state)
+    assert not trainer.on_batch(steps[1:2])
+    assert np.isfinite([*trainer.metrics.values()]).all()
+
+
+def test_versions_have_the_items_and_the_calibration(
+    one_step: TrainerConfig, steps: list[Record]
+) -> None:
+    trainer = Trainer(one_step, "a")
+    items: dict[int, list[int]] = {}
+    for number, one in enumerate(steps):
+        trainer.on_batch([one])
+        versions: list[Version] = trainer.on_time(number * 1_000_000)
+        assert len(versions) == (2 if number and number % 3 == 0 else 1)
+        for version in versions:
+            told = version.shards["items"]
+            assert told.num_rows == (number + 1 if version.info.base is None else 1)
+            items |= zip(told["id"].to_pylist(), told["tokens"].to_pylist(), strict=True)
+            served = Curves.from_table(version.shards["calibration"])
+            own = trainer.family._calibrators.curves()
+            asked = np.array([0.1, 0.5])
+            for task in LABELS:
+                for where in (ALL, *scenario_codes(["home", "deals", "elsewhere"]).tolist()):
+                    found = served.calibrated(task, asked, where)
+                    assert found.tolist() == own.calibrated(task, asked, where).tolist()
+            assert "recent_served_calibration[click,home]" in version.info.metrics
+    assert items == {100 + step: [step] for step in range(14)}
+
+
+def test_ranks_calibrate_alike_and_tell_of_all(
+    one_step: TrainerConfig, steps: list[Record], together: Callable[..., list[Any]]
+) -> None:
+    def of_rank(exchange: Exchange) -> tuple[Trainer, dict[str, float], Artefact]:
+        trainer = Trainer(one_step, "a", None, Ranks(exchange))
+        for pair in range(0, 12, 2):
+            trainer.step(steps[pair + exchange.rank])
+        trainer.step(None if exchange.rank else steps[12])
+        return trainer, trainer.metrics, trainer.snapshot()
+
+    (first, told, state), (second, also_told, part) = together(2, of_rank)
+    curves = [one.family._calibrators.curves().table() for one in (first, second)]
+    assert curves[0].num_rows == 6  # two tasks: of all, home and deals
+    assert curves[0].equals(curves[1])
+    assert told == also_told
+    # Whoever takes over from both goes on with all that either has counted.
+    whole = Artefact(state.meta, {**state.shards, **part.shards})
+    heir = Trainer(one_step, "a", whole)
+    assert heir.family._calibrators.curves().table().equals(curves[0])
+    names = [name for name in told if "auc" in name or "calibration" in name]
+    assert {name: heir.metrics[name] for name in names} == pytest.approx(
+        {name: told[name] for name in names}
+    )
+    assert len(state.shards["items"]) == 13
+    assert table_arrays(state.shards["calibrators"])["codes"].size == 2
+
+
+def test_ranks_that_share_a_task_of_lists_remember_each_its_own(
+    lists: TrainerConfig, steps: list[Record], together: Callable[..., list[Any]]
+) -> None:
+    def of_rank(exchange: Exchange) -> NDArray[np.int64]:
+        trainer = Trainer(lists, "a", None, Ranks(exchange))
+        for pair in range(0, 8, 2):
+            trainer.step(steps[pair + exchange.rank])
+        shard = trainer.snapshot().shards["positives@1" if exchange.rank else "positives"]
+        end: NDArray[np.int64] = table_arrays(shard)["end"]
+        return end
+
+    ends = together(2, of_rank)
+    assert all(end > 0 for end in ends)
+    assert np.sum(ends) < 8 * 20
