@@ -199,7 +199,7 @@ def asked(given: Impressions, trainer: Trainer) -> Asked:
     rows = once(given)
     shown = trainer.family.describe(read_shown(rows, labels_read(trainer.model.tasks)))
     truth = true(given, rows)
-    return Asked(*(getattr(truth, f.name) for f in fields(Truths)), shown)
+    return Asked(**{f.name: getattr(truth, f.name) for f in fields(Truths)}, shown=shown)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ computed for every pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
@@ -28,7 +28,15 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from benchmarks._peers import ask, median_ratio
-from benchmarks._peers.mmoe import DESCRIBED, NAMES, OPTIONS, add_rows, described
+from benchmarks._peers.mmoe import (
+    DESCRIBED,
+    EXPERT,
+    EXPERTS,
+    NAMES,
+    OPTIONS,
+    add_rows,
+    described,
+)
 from features.batch import Details, Items, Jagged, Users
 from features.shown import Pairs
 from streaming.event_columns import NONE
@@ -37,6 +45,11 @@ from trainers.models import create
 BATCH = 1024
 PEERS = ("mmoe_torch", "mmoe_torch_adam", "mmoe_rechub", "mmoe_rechub_sparse")
 CANDIDATES, ACTIONS, ITEMS = 500, 50, 20_000
+FIELDS = ("user_id", "history", "scenario", "hour", "item_id", *NAMES[:15])
+SERVED: Mapping[str, Mapping[str, Any]] = {
+    "mmoe": {"experts": EXPERTS, "expert": EXPERT},
+    "dupn": {"described": NAMES[:3]},
+}
 AT_US = 1_700_000_000_000_000
 PROMISES = {
     "over_mmoe_torch": (2.0, 1e9),
@@ -90,12 +103,10 @@ def _training(report: Callable[[str], None], config: Config) -> dict[str, float]
 
 def _serving(report: Callable[[str], None], config: Config) -> dict[str, float]:
     figures: dict[str, float] = {}
-    fields = ("user_id", "history", "scenario", "hour", "item_id", *NAMES[:15])
-    for name, more in (("mmoe", {}), ("dupn", {"described": NAMES[:3]})):
-        known = {**OPTIONS, "fields": fields, **more}
-        if name != "mmoe":
-            known = {key: value for key, value in known.items() if not key.startswith("expert")}
-        taken_ms, times = _answers(create(name, known), config.answers)
+    common = {key: OPTIONS[key] for key in ("tasks", "width", "tower", "table")}
+    for name, options in SERVED.items():
+        model = create(name, {**common, "fields": FIELDS, **options})
+        taken_ms, times = _answers(model, config.answers)
         p50, p99 = np.percentile(taken_ms, [50, 99])
         report(
             f"{name}: {CANDIDATES} items in {p50:.2f} ms, p99 {p99:.2f} ms; {times:.1f} times as"

@@ -1,10 +1,10 @@
-"""One table of all ranking systems: how well they tell what comes of what is shown, while they learn.
+"""One table of all ranking systems: how well they tell what comes of what is shown.
 
 One stream of impressions of the planted world (`benchmarks._impressions`), of which a fifth of what
 came to nothing is kept. Every registered ranker learns clicks, and carts and purchases after them,
-by the common trainer in its default size; each micro-batch of 256 is predicted before it is learnt.
-MMoE learns it also with each way to deal with positions, as `mmoe+NAME`; `pal` says what comes of
-an item that is noticed, so that it is no measure of it what came of all.
+by the common trainer in its default size; each micro-batch of 256 is predicted before it is
+learnt. MMoE learns it also with each way to deal with positions, as `mmoe+NAME`; `pal` says what
+comes of an item that is noticed, so that what came of all is no measure of it.
 
 - `auc`, `gauc` (of requests), `normalised_entropy` and `calibration` of each task, from the first
   sample on, as the trainer tells them;
@@ -14,7 +14,7 @@ an item that is noticed, so that it is no measure of it what came of all.
   is expected of 500 items for one user, the median of some such questions, of each.
 
 A run adds what it has found to the results at once, so that one that was stopped goes on with the
-others: `headrace bench ranking models='["mmoe"]'`. Settings other than `models` change nothing.
+others: `headrace bench ranking models='["mmoe"]'`. One with other settings than these adds nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,13 +32,13 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from benchmarks._impressions import FIELDS, WORLD, Impressions, Setting, agreement, asked
-from benchmarks._impressions import impressions as make
-from benchmarks._impressions import predicted
+from benchmarks import _impressions
+from benchmarks._impressions import FIELDS, WORLD, Impressions, Setting, agreement, asked, predicted
 from benchmarks._plot import bar_plot
 from benchmarks._streams import seeded
 from features.shown import Pairs
 from streaming.event_columns import NONE
+from streaming.log import Record
 from streaming.samples import decode_samples
 from trainers import models
 from trainers.models.parts.position_bias import Hows
@@ -126,7 +126,7 @@ def stream(config: Config) -> Impressions:
     """At least so many samples, if the world is as busy as it should be; none beyond these."""
     days = math.ceil(config.samples / _SAMPLES_A_DAY) + 4  # purchases are waited for
     setting = Setting(replace(WORLD, days=days), keep_negatives=0.2, step_size=config.step_size)
-    given = make(config.seed, setting)
+    given = _impressions.impressions(config.seed, setting)
     sizes = np.cumsum([_rows(record) for record in given.records])
     end = int(np.searchsorted(sizes, config.samples)) + 1
     return replace(given, records=given.records[:end])
@@ -177,7 +177,7 @@ def _size(given: Impressions) -> int:
     return sum(map(_rows, given.records))
 
 
-def _rows(record: Any) -> int:
+def _rows(record: Record) -> int:
     """The samples of a micro-batch, without the items that it declares."""
-    users: Sequence[Any] = decode_samples(record)["user_id"]
-    return len(users) - users.null_count  # type: ignore[attr-defined]
+    users = decode_samples(record)["user_id"]
+    return int(len(users) - users.null_count)

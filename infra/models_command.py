@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from trainers.models import About
 
-_FIGURE = "recall@50"
+_FIGURES = ("recall@50", "gauc[click]")  # one for each family
 # The trainer gives tables their names, widths and seeds; `learns` is for replicas.
 _NOT_OPTIONS = {"table.name", "table.width", "table.seed", "table.learns"}
 
@@ -33,13 +33,14 @@ def models(
         model = "mind"
         options = { interests = 4 }
 
-    The figure is recall@50 among all items, test then train, as `headrace bench retrieval` last
-    measured it for each data set. A model of your own takes one file: docs/adding-a-model.md.
+    The figure is test then train, for each data set: recall@50 among all items as `headrace bench
+    retrieval` last measured it, or of rankers the GAUC of clicks by `headrace bench ranking`. A
+    model of your own takes one file: docs/adding-a-model.md.
     """
     from infra.bench import last_results
     from trainers.models import about, names
 
-    results = last_results("retrieval")
+    results = {**last_results("retrieval"), **last_results("ranking")}
     if name is not None:
         _show_one(about(name), _figures(name, results), as_json=as_json)
         return
@@ -47,7 +48,7 @@ def models(
     if as_json:
         typer.echo(json.dumps([_told(one, _figures(one.name, results)) for one in listed]))
         return
-    table = Table("model", "family", "what it is", "paper", "reads", _FIGURE)
+    table = Table("model", "family", "what it is", "paper", "reads", "recall@50 or GAUC")
     for one in listed:
         figures = _figures(one.name, results)
         row = (one.name, one.family, one.summary, one.paper.replace("*", ""))
@@ -61,7 +62,7 @@ def _show_one(one: About, figures: dict[str, dict[str, float]], *, as_json: bool
     _, config = find(one.name, {})
     options = dict(_options(config))
     if as_json:
-        typer.echo(json.dumps({**_told(one, figures), "options": options}))
+        typer.echo(json.dumps({**_told(one, figures), "options": options}, default=asdict))
         return
     console = _console()
     console.print(f"[bold]{one.name}[/] ({one.family}, {one.origin}): {one.summary}.")
@@ -73,7 +74,7 @@ def _show_one(one: About, figures: dict[str, dict[str, float]], *, as_json: bool
     console.print(Markdown(_about_options(config)))
     table = Table("trainer.options.", "default")
     for option, default in options.items():
-        table.add_row(option, "none" if default is None else json.dumps(default))
+        table.add_row(option, "none" if default is None else json.dumps(default, default=asdict))
     console.print(table)
 
 
@@ -87,7 +88,12 @@ def _figures(name: str, results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _short(figures: dict[str, dict[str, float]]) -> str:
-    found = [f"{source} {one[_FIGURE]:.3f}" for source, one in figures.items() if _FIGURE in one]
+    found = [
+        f"{source} {one[name]:.3f}"
+        for source, one in figures.items()
+        for name in _FIGURES
+        if name in one
+    ]
     return "\n".join(found) or "-"
 
 

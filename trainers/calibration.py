@@ -146,7 +146,7 @@ class Calibrators:
     >>> predicted = rng.uniform(0.1, 0.3, 4_000)
     >>> click.observe("click", predicted, rng.random(4_000) < predicted / 2)
     >>> click.curves().calibrated("click", np.array([0.2])).round(2)
-    array([0.1])
+    array([0.11])
     """
 
     def __init__(self, tasks: Sequence[str], config: CalibrationConfig) -> None:

@@ -64,6 +64,10 @@ class Family(Protocol):
         """Takes note of the items of all samples, which are about to be learnt."""
         ...
 
+    def weight(self, size: int) -> float:
+        """How much a step of so many samples, of all ranks, counts; asked once for each step."""
+        ...
+
     def loss(self, samples: Any, seed: int) -> Tensor:
         """The loss of a sample, on average; all that is drawn is drawn from `seed`."""
         ...

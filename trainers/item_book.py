@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.batch import Ids, Items, Jagged
+from features.batch import Ids, Items
 from streaming.cuts import KEYED
 from trainers.descriptions import Descriptions, described_items, description_columns
 

@@ -167,6 +167,25 @@ class CsAUC(TallyMetric):
     and bids fall into buckets of `32 / buckets` on a logarithmic scale: scores in one bucket are
     a tie, bids in one bucket a level. Positives whose bid is not known or not above 0 are left
     out; negatives need a bid only to be ranked by revenue.
+
+    Six rankings of four positives A to D and the negative E, by AUC and csAUC: as long as E is last
+    the AUC finds them all alike, and the first one, which has the highest bid behind all others,
+    is the worst of these by csAUC. (Such six are those of the source; the bids are ours.)
+
+    >>> bids = {"A": 8, "B": 4, "C": 2, "D": 1, "E": 5}
+    >>> for ranking in ("BCDAE", "BACDE", "ABDCE", "ABCDE", "ABCED", "EABCD"):
+    ...     auc, csauc = AUC(), CsAUC()
+    ...     for metric in (auc, csauc):
+    ...         metric.update(outcomes(
+    ...             np.linspace(0.9, 0.1, 5), [one != "E" for one in ranking],
+    ...             bids=[bids[one] for one in ranking]))
+    ...     print(ranking, auc.get()["auc"], round(csauc.get()["csauc"], 3))
+    BCDAE 1.0 0.653
+    BACDE 1.0 0.918
+    ABDCE 1.0 0.98
+    ABCDE 1.0 1.0
+    ABCED 0.75 0.98
+    EABCD 0.0 0.694
     """
 
     name = "csauc"

@@ -15,38 +15,42 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from features.batch import Ids, Items, Jagged, read_declarations
-from features.shown import Shown, read_shown
+from features.shown import Pairs, Shown, read_shown
 from streaming.event_columns import scenario_codes
 from trainers.arrays import arrays_table, table_arrays
 from trainers.calibration import CalibrationConfig, Calibrators
 from trainers.families import Batch, Moment
+from trainers.gate import Gate
 from trainers.item_book import ItemBook
 from trainers.metrics import AUC, GAUC, Calibration, outcomes
 from trainers.models import Ranker, RankingStep
 from trainers.peers import Arrays, Peers
-from trainers.positives import Positives
 from trainers.resharding import SavedRanks
 from trainers.sliced_metrics import Metric, Scenarios, SlicedMetrics, SlicedSums, merged
 from trainers.tally import Sums
-from trainers.tasks import came_to_nothing, labels_read
+from trainers.tasks import came_to_nothing, labels_read, roots
+from trainers.waiting import Waiting
 
 _POSITIVE = 0.5  # graded labels count as positive from here on
+_SIZES = 1 / 64  # how much the size of a step says of that of steps
+_REMEMBER = 2.0 ** (-1 / 5_000)  # of the mean rate, with every sample
+_LEAST = 1e-6  # a probability that is surer counts as this sure
 
 
 @dataclass(frozen=True)
 class RankingConfig:
     """What rankers are learnt and served with beside themselves.
 
-    A task that is learnt by the order within requests remembers the newest `remembered` positives
-    until the rest of their lists comes by.
+    What came to something waits, up to `waiting` samples, until it is known what was shown in vain
+    at the same time; with 0 it is learnt as it comes.
     """
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    remembered: PositiveInt = 8_192
+    waiting: NonNegativeInt = 20_000
 
 
 class ServedCalibration(Calibration):
@@ -68,9 +72,10 @@ class Ranking:
 
     rows: tuple[str, ...] = ()
 
-    def __init__(self, model: Any, config: RankingConfig, peers: Peers) -> None:
+    def __init__(self, model: Any, config: RankingConfig, peers: Peers, gate: Gate) -> None:
         self._model: Ranker = model
         self._peers = peers
+        self._gate = gate
         self.book = ItemBook()
         tasks = self._model.tasks
         self._binary = [name for name, task in tasks.items() if task.is_binary]
@@ -79,15 +84,18 @@ class Ranking:
         self._calibrated = self._binary if config.calibration.how != "none" else []
         self._calibrators = Calibrators(self._binary, config.calibration)
         self._untold = _NOTHING_CAME  # of predictions since the others were told
-        ordered = [name for name, task in tasks.items() if task.is_ordered]
-        self._positives = Positives(ordered, config.remembered) if ordered else None
+        self._waiting = Waiting(roots(tasks), config.waiting)
+        self._judged = next((name for name in self._binary if tasks[name].after is None), None)
+        self._rate = np.zeros(2)  # of the judged task: positives and samples, fading
+        self._size = 0.0  # of steps, on average
 
     # -- reading ---------------------------------------------------------------------------
 
     def read(self, batch: pa.RecordBatch | None) -> Batch:
         if batch is None:
             return Batch(None, 0, _NOTHING, [_NOTHING, _NOTHING, _NO_FIELDS, _NOTHING])
-        items, shown = read_declarations(batch), read_shown(batch, labels_read(self._model.tasks))
+        rows = self._waiting.take(batch)
+        items, shown = read_declarations(batch), read_shown(rows, labels_read(self._model.tasks))
         told = _Told(items.ids, items.tokens.values, items.fields, items.tokens.offsets)
         if not len(shown.pairs):
             return Batch(None, 0, _NOTHING, told)
@@ -114,12 +122,13 @@ class Ranking:
     # -- testing ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def test(self, samples: Shown, now: Moment) -> None:  # noqa: ARG002
+    def test(self, samples: Shown, now: Moment) -> None:
         pairs = samples.pairs
         predicted = self._model.predict(pairs)
         labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
         nothing = came_to_nothing(self._model.tasks, labels).numpy()
-        weights = 1.0 / np.where(nothing, samples.rates, np.float32(1.0))  # for those left out
+        kept = np.where(nothing, samples.rates, np.float32(1.0))
+        weights = 1.0 / kept  # for those left out
         for name in samples.scenarios:
             self._scenarios.code(name)
         codes = pairs.users.scenarios[pairs.user_of]
@@ -141,18 +150,51 @@ class Ranking:
                 rows["prediction"] = served
                 self._served.update(task, rows)
                 came.append(_came(number, predictions, label, weights[known], codes[known], served))
+                if self._model.tasks[task].is_ordered:  # before that it is no probability
+                    predictions = served
+            if task == self._judged and self._gate.wants(now.samples):
+                self._tell_gate(now.steps, pairs, known, predictions, label, samples.rates[known])
         self._untold = np.concatenate(came or [_NOTHING_CAME])
+
+    def _tell_gate(
+        self,
+        step: int,
+        pairs: Pairs,
+        rows: Ids,
+        predictions: NDArray[np.float32],
+        labels: NDArray[np.float32],
+        rates: NDArray[np.float32],
+    ) -> None:
+        """How much better than the mean rate the predictions tell what came, among samples."""
+        self._rate *= _REMEMBER ** len(rows)
+        self._rate += labels.sum(), len(rows)
+        positive = labels >= _POSITIVE
+        model = predictions / (predictions + (1.0 - predictions) * rates)
+        mean = np.full(len(rows), (self._rate[0] + 1.0) / (self._rate[1] + 2.0))
+        told = np.stack([np.where(positive, p, 1.0 - p) for p in (model, mean)])
+        users = pairs.user_of[rows]
+        self._gate.observe(
+            step,
+            pairs.users.ids[users],
+            pairs.users.history.lengths[users],
+            np.log2(np.maximum(told, _LEAST)),
+            positive,
+            model.astype(np.float64),
+        )
 
     # -- learning --------------------------------------------------------------------------
 
     def note(self, told: Sequence[Arrays]) -> None:
         pass
 
+    def weight(self, size: int) -> float:
+        """Every sample counts as much: a step is as long as the traffic makes it, and a click that
+        comes alone says no more than one among a hundred impressions.
+        """
+        self._size += (size - self._size) * (_SIZES if self._size else 1.0)
+        return size / self._size
+
     def loss(self, samples: Shown, seed: int) -> Tensor:
-        if self._positives is not None:
-            alone, samples = samples, self._positives.joined(samples)
-            self._positives.add(alone)
-            samples = samples if samples is alone else self.describe(samples)
         labels = {name: torch.tensor(label) for name, label in samples.labels.items()}
         step = RankingStep(samples.pairs, labels, torch.tensor(samples.rates), samples.groups, seed)
         return self._model.loss(step)
@@ -212,21 +254,24 @@ class Ranking:
 
     def state(self) -> dict[str, pa.Table]:
         state = {"tested": self._tested.state(), "served": self._served.state()}
-        if self._positives is not None:
-            state["positives"] = self._positives.state()
-        return {name: arrays_table(arrays) for name, arrays in state.items()}
+        state["learning"] = {"rate": self._rate}
+        arrays = {name: arrays_table(arrays) for name, arrays in state.items()}
+        return {**arrays, "waiting": self._waiting.table()}
 
     def common_state(self, since: int) -> dict[str, pa.Table]:
         calibrators = arrays_table(self._calibrators.state())
-        return {"items": self.book.table(since), "calibrators": calibrators}
+        sizes = arrays_table({"size": np.array([self._size])})
+        return {"items": self.book.table(since), "calibrators": calibrators, "sizes": sizes}
 
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self.book.restore(shards["items"])
         self._calibrators.load(table_arrays(shards["calibrators"]))
+        self._size = float(table_arrays(shards["sizes"])["size"][0])
+        if (own := saved.own("learning")) is not None:
+            self._rate = own["rate"].copy()
+        self._waiting.load(saved.handed_out("waiting"))
         saved.metric("tested", self._tested, self._metrics)
         saved.metric("served", self._served, lambda: self._metrics(ServedCalibration))
-        if self._positives is not None and (own := saved.own("positives")) is not None:
-            self._positives.load(own)
 
     def _metrics(self, *kinds: Callable[[], Metric]) -> SlicedMetrics:
         """Over all; of each scenario the calibrators tell."""

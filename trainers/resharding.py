@@ -74,6 +74,10 @@ class SavedRanks:
         """The arrays of the saved rank of the same number, if there was one."""
         return table_arrays(self._of_rank(name)) if self._rank < self._saved else None
 
+    def handed_out(self, name: str) -> list[pa.Table]:
+        """The tables of all saved ranks, each to one of those that go on."""
+        return self._of_all(name)[self._rank :: self._ranks]
+
     def _of_rank(self, name: str) -> pa.Table:
         return self._shards[shard_name(name, self._rank)]
 

@@ -166,6 +166,9 @@ class Retrieval:
         self._frequency.update(taken, elapsed=float(taken.size))
         self.corpus.count(self.corpus.find(taken), taken.size, self._config.popularity_half_life)
 
+    def weight(self, size: int) -> float:  # noqa: ARG002 - candidates of few samples are as many
+        return 1.0
+
     def loss(self, samples: Samples, seed: int) -> Tensor:
         history = samples.users.history
         candidates = self._negatives.choose(

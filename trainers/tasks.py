@@ -129,7 +129,12 @@ def sampled(probability: Tensor, something: Tensor, rates: Tensor) -> Tensor:
     >>> sampled(half, half, torch.tensor([0.25]))
     tensor([0.8000])
     """
-    return probability / (something + (1.0 - something) * rates).clamp_min(_LEAST)
+    return probability / _kept(something, rates)
+
+
+def _kept(something: Tensor, rates: Tensor) -> Tensor:
+    """How likely each pair became a sample (n,)."""
+    return (something + (1.0 - something) * rates).clamp_min(_LEAST)
 
 
 def corrected(probability: Tensor, rates: Tensor) -> Tensor:
@@ -175,8 +180,7 @@ def task_losses(
     that is known of what comes first. `groups` (n,) are equal within a list.
     """
     first = [name for name in roots(tasks) if name in tasks and not tasks[name].is_ordered]
-    something = anything([predictions[name] for name in first])
-    nothing = came_to_nothing(tasks, labels)
+    kept = _kept(anything([predictions[name] for name in first]), rates)
     losses: dict[str, Tensor] = {}
     for name, task in tasks.items():
         made, told, counts = predictions[name], labels[name], None
@@ -190,11 +194,12 @@ def task_losses(
             made = made / before.clamp_min(_LEAST)
             told = torch.where(labels[task.after] == 0.0, torch.nan, told)
         elif task.is_binary:
-            made = sampled(made, something, rates)
+            made = made / kept
         if task.is_binary:
             losses[name] = log_loss(made, told, counts)
         else:
             loss = squared_error if task.loss == "squared" else huber
+            nothing = came_to_nothing(tasks, labels)
             losses[name] = loss(made, told, torch.where(nothing, 1.0 / rates, 1.0))
     return losses
 

@@ -138,7 +138,7 @@ class Trainer:
     def _make_family(self) -> Any:
         config, model = self._config, self.model
         if family_of(config.model) == "ranking":
-            return Ranking(model, config, self._peers)
+            return Ranking(model, config, self._peers, self.gate)
         return Retrieval(
             model, config, config.device, config.wire, config.seed, self._peers, self.gate
         )
@@ -267,10 +267,10 @@ class Trainer:
         self.family.note([t.own for t in told])
         self._tell_time(told)
         self._dense.zero_grad()
-        loss, learnt = 0.0, True
+        loss, learnt, weight = 0.0, True, self.family.weight(total)
         with self._timed("gradients"):
             if samples is not None:
-                loss, learnt = self._gradients(samples, size / total)
+                loss, learnt = self._gradients(samples, size / total, weight)
             self._peers.meet()
         with self._timed("optimise"):
             self._take_step(loss, learnt, told)
@@ -278,8 +278,10 @@ class Trainer:
             self.family.refresh([t.own for t in told])
         return learnt
 
-    def _gradients(self, samples: Any, share: float) -> tuple[float, bool]:
-        """The loss and, if all is finite, its gradients, as this share of all ranks' samples."""
+    def _gradients(self, samples: Any, share: float, weight: float) -> tuple[float, bool]:
+        """The loss and, if all is finite, its gradients, as this share of all ranks' samples; the
+        step counts with this weight.
+        """
         for table in self.model.tables.values():
             table.training = True
         try:
@@ -290,7 +292,7 @@ class Trainer:
                 table.training = False
         if not (self.family.is_finite(samples) and torch.isfinite(loss)):
             return 0.0, False
-        loss.backward()
+        (loss if weight == 1.0 else weight * loss).backward()
         return float(loss.detach()), self._measure_gradients()
 
     def _take_step(self, loss: float, learnt: bool, told: Sequence[_Told]) -> None:

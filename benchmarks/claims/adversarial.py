@@ -7,7 +7,11 @@ of the place.
 Here: MMoE with one task on the planted world (`benchmarks._positions`), where a policy puts items
 in an order of their own: the id of an item tells where it stood. `untold` is 1 less the R^2 of the
 place, as a linear probe tells it by the base vectors of lists that were not learnt. The bypass
-alone is strength 0.
+alone is strength 0, and the strong adversary has strength 10.
+
+That the adversary gains anything over its bypass does not reproduce: strengths of 0.1, 1 and 10
+were tried. Where the bypass knows the place, the base has nothing to gain by telling it; and what
+it forgets of the place, which here only the item's id tells, it forgets of the item.
 """
 
 from __future__ import annotations
@@ -19,17 +23,19 @@ from benchmarks._positions import found, orders
 from trainers.models.parts.position_bias import PositionConfig
 
 _ADVERSARY = PositionConfig("adversarial")
+_STRONG = PositionConfig("adversarial", strength=10.0)
 _BYPASS = PositionConfig("adversarial", strength=0.0)
 
 
 def measure(seed: int, report: Report) -> Mapping[str, float]:
     """The agreement with the truth of each way."""
-    return orders(seed, "promoted", report, adversarial=_ADVERSARY, bypass=_BYPASS)
+    ways = {"adversarial": _ADVERSARY, "strong": _STRONG, "bypass": _BYPASS}
+    return orders(seed, "promoted", report, **ways)
 
 
 def untold(seed: int, report: Report) -> Mapping[str, float]:
     """How little the base vectors say of the place."""
-    ways = {"ignore": PositionConfig(), "adversarial": _ADVERSARY, "bypass": _BYPASS}
+    ways = {"adversarial": _ADVERSARY, "strong": _STRONG, "bypass": _BYPASS}
     made = {name: 1.0 - found(seed, "promoted", way).readable for name, way in ways.items()}
     report(f"    untold: {', '.join(f'{name} {one:.4f}' for name, one in made.items())}")
     return made
@@ -38,9 +44,9 @@ def untold(seed: int, report: Report) -> Mapping[str, float]:
 CLAIMS = (
     Claim(
         "untold",
-        "with an adversary the base vector tells less of the place than with the bypass alone",
+        "with a strong adversary the base vector tells less of the place than with none",
         untold,
-        ours="adversarial",
+        ours="strong",
         baseline="bypass",
     ),
     Claim(
@@ -56,5 +62,6 @@ CLAIMS = (
         measure,
         ours="adversarial",
         baseline="bypass",
+        reproduces=False,
     ),
 )

@@ -3,13 +3,18 @@
 A ranker that learns the clicks of the planted world from a fifth of the negatives, test then train.
 In the middle of the stream the world shifts: from then on two of three clicks among `deals`, and
 one of three among `similar`, do not come about any more. Each step's predictions are held against
-its labels as they are, and as curves make them that were fitted to the steps before.
+its labels as they are, and as curves make them that were fitted to the steps before. After the
+shift, each with a minus, so that more is better:
 
-* off: the mean |log(predicted / observed)| over scenarios and windows of 20 steps (10,000 samples)
-  after the shift;
-* log loss and ECE (over 20 bins of equal weight) of all samples after the shift.
+* off: |log(predicted / observed)|, a mean over scenarios and windows of 20 steps (of 512 samples);
+* ece: the expected calibration error in 20 bins of equal weight, a mean over scenarios;
+* log loss.
 
-All are given with a minus: more is better.
+The log loss is hardly smaller: the scenarios that are far off are the small ones, and the model
+mends itself soon. With lines the calibration error is as much smaller on average as with isotonic
+curves (.0055 against .0076 without), but too unevenly for three seeds to say so. What is learnt by
+a loss of lists is no probability at all; calibrated, it is as good a one as that of a ranker by the
+log loss.
 """
 
 from __future__ import annotations
@@ -33,13 +38,22 @@ from trainers.trainer import Trainer, TrainerConfig
 _GONE = {"deals": 2 / 3, "similar": 1 / 3}
 _KEPT = 0.2
 _WINDOW = 20  # steps
-_HOWS = ("none", "platt", "isotonic")
-_COLUMNS = ("label", "weight", "scenario", *_HOWS)
+_CONFIGS = {
+    "none": CalibrationConfig("none"),
+    "platt": CalibrationConfig("platt"),
+    "isotonic": CalibrationConfig("isotonic"),
+}
 
 
-def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
-    """What is served with each kind of curve, of the same predictions."""
-    return figures(*served(seed, {how: CalibrationConfig(how) for how in _HOWS}))
+def measure(seed: int, report: Report) -> Mapping[str, float]:
+    """What is served of the same predictions, with each kind of curve; pointwise and of lists."""
+    found = {}
+    for name, loss in (("", "binary"), ("lists ", "list_mle")):
+        steps, shift = served(seed, _CONFIGS, loss)
+        for figure, value in figures(steps, shift).items():
+            found[name + figure] = value
+            report(f"    {name}{figure}: {value:.4f}")
+    return found
 
 
 def served(
@@ -99,18 +113,20 @@ def figures(steps: list[Floats], shift: int) -> dict[str, float]:
         np.concatenate(steps[begin : begin + _WINDOW])
         for begin in range(shift, len(steps) - _WINDOW + 1, _WINDOW)
     ]
-    label, weight, _, *made = np.concatenate(windows).T
+    label, weight, where, *made = np.concatenate(windows).T
+    scenarios = np.unique(where)
     found = {}
-    for number, (how, p) in enumerate(zip(_HOWS, made, strict=True)):
+    for number, (how, p) in enumerate(zip(_CONFIGS, made, strict=True)):
         ratios = [
             _ratio(one[one[:, 2] == scenario], 3 + number)
             for one in windows
-            for scenario in np.unique(one[:, 2])
+            for scenario in scenarios
         ]
         sure = np.where(label == 1, p, 1 - p).clip(1e-7, 1 - 1e-7)
         found[f"off {how}"] = -float(np.mean(np.abs(np.log(ratios))))
         found[f"log loss {how}"] = float(np.average(np.log(sure), weights=weight))
-        found[f"ece {how}"] = -_ece(p, label, weight)
+        here = [where == scenario for scenario in scenarios]
+        found[f"ece {how}"] = -float(np.mean([_ece(p[h], label[h], weight[h]) for h in here]))
     return found
 
 
@@ -131,18 +147,43 @@ def _ece(p: Floats, label: Floats, weight: Floats, bins: int = 20) -> float:
     return float(np.abs(off).sum() / weight.sum())
 
 
-CLAIMS = tuple(
+CLAIMS = (
+    *(
+        Claim(
+            f"{figure}_{how}",
+            says.format(how),
+            measure,
+            f"{figure} {how}",
+            f"{figure} none",
+            reproduces=(figure, how) != ("ece", "platt"),
+        )
+        for figure, says in (
+            ("off", "scenarios are nearer to what comes about with {} curves"),
+            ("ece", "the calibration error in scenarios is smaller with {} curves"),
+        )
+        for how in ("platt", "isotonic")
+    ),
     Claim(
-        f"{figure.replace(' ', '_')}_{how}",
-        f"{says} with {how} curves than without",
+        "log_loss_isotonic",
+        "the log loss is no larger with isotonic curves",
         measure,
-        f"{figure} {how}",
-        f"{figure} none",
-    )
-    for figure, says in (
-        ("off", "what is served is nearer to what comes about in scenarios"),
-        ("log loss", "the log loss is smaller"),
-        ("ece", "the calibration error is smaller"),
-    )
-    for how in ("platt", "isotonic")
+        "log loss isotonic",
+        "log loss none",
+        margin=0.001,
+    ),
+    Claim(
+        "lists_ece_isotonic",
+        "what is learnt from lists becomes a probability",
+        measure,
+        "lists ece isotonic",
+        "lists ece none",
+    ),
+    Claim(
+        "lists_log_loss",
+        "calibrated, what is learnt from lists has no larger log loss than what is not",
+        measure,
+        "lists log loss isotonic",
+        "log loss isotonic",
+        margin=0.002,
+    ),
 )

@@ -3,9 +3,9 @@
 Zhang and Jones, *Comparing Click Logs and Editorial Labels for Training Query Rewriting*, WWW 2007:
 an item that stood at the top is clicked on for that.
 
-`world`: items of the planted world in the order of COEC and of their click rates, against their true
-mean relevance to those who were shown them, where a policy puts items in an order of their own. Both
-with so much of a prior as is best for them.
+`world`: items of the planted world in the order of COEC and of their click rates, against their
+true mean relevance to those who were shown them, where a policy puts items in an order of their
+own. Both with so much of a prior as is best for them.
 
 `trivago`: the hotels of one half of the lists, at random, are scored; of the other half are asked
 pairs of neighbours of which one was clicked on, those where it is the upper one counting as much as
@@ -33,7 +33,7 @@ from benchmarks._claims import Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, impressions, once, true
 from features.coec import Coec, CoecConfig, CountedBaseline, CountedConfig, Shown
 from streaming.event_columns import NONE, scenario_codes
-from streaming.sources.chance import Bools, Floats, Ints
+from streaming.sources.chance import Floats, Ints
 from streaming.sources.registry import open_source
 
 _SETTING = Setting(replace(WORLD, days=12), promoted=1.0)
@@ -48,7 +48,8 @@ def world(seed: int, report: Report) -> Mapping[str, float]:
     ids, items = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
     names, where = np.unique(rows["scenario"].to_numpy(zero_copy_only=False), return_inverse=True)
     clicked = rows["label_click"].to_numpy().astype(np.float64)
-    shown = _shown(items, rows["position"].to_numpy(), clicked, scenario_codes(names)[where])
+    context = scenario_codes(names.tolist())[where].astype(np.int64)
+    shown = _shown(items, rows["position"].to_numpy(), clicked, context)
     relevance = np.bincount(items, true(given, rows).relevance) / np.bincount(items)
     one = np.zeros(len(ids), np.int64)
     return _best(shown, len(ids), lambda scores: agreement(scores, relevance, one), report)
@@ -77,7 +78,7 @@ def trivago(seed: int, report: Report) -> Mapping[str, float]:
 
 def bandit(seed: int, report: Report) -> Mapping[str, float]:
     """The AUC of the scores of items for clicks on what was shown uniformly at random."""
-    items, requests, places, clicked, attributes = _log("open-bandit")
+    items, _, places, clicked, attributes = _log("open-bandit")
     uniform = np.array(['"random"' in text for text in attributes])
     learnt = np.random.default_rng(seed).random(len(items)) < 0.5
     rest = ~learnt & uniform
@@ -115,7 +116,7 @@ def _best(
 
 def _shown(items: Ints, places: Ints, clicked: Floats, context: Ints | None = None) -> Shown:
     nothing = np.zeros(len(items), np.int64)
-    context = np.full(len(items), NONE) if context is None else context.astype(np.int64)
+    context = np.full(len(items), NONE) if context is None else context
     return Shown(items, places.astype(np.int64), clicked, nothing, context, nothing > 0)
 
 

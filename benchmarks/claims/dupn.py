@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks._auc import auc
 from benchmarks._claims import Claim, Report
-from benchmarks._conversions import USUAL, Way, learner, teach
+from benchmarks._conversions import RARE, Way, learner, teach
 from benchmarks._impressions import FIELDS, Asked, asked, impressions, predicted
 from features.shown import Pairs
 from trainers.trainer import Trainer
@@ -39,7 +39,7 @@ _OF_TASKS = ("networks", "towers", "position", "balance")
 
 def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
     """The AUC of the unseen task, each way; and what is not the same if computed once."""
-    given = impressions(seed, USUAL)
+    given = impressions(seed, RARE)
     half, others = given.split(0.5)
     few, _ = others.split(0.1)
     _, rest = given.split(0.8)

@@ -13,16 +13,16 @@ last fifth says what orders are worth in truth, by what was to be expected and n
 to happen. The tasks are predicted by the truth itself, which tells fusion apart from the ranker,
 and by MMoE, which has learnt the first three fifths.
 
-With MMoE the best single task, which is only known afterwards, is no worse than what is tuned: its
-tasks differ less than those of the truth do (tried: worths from 3 to 20, carts and watching as
-further tasks, 20 and 30 days, two learning rates; 0.002 above it at best).
+With MMoE what is tuned is no worse than the best single task, which is only known afterwards, but
+no better either, and above its clicks by 0.005 in the mean of three seeds, of which one is not: its
+tasks differ less than those of the truth do. Tried: worths of a purchase from 3 to 20, carts and
+watching as further tasks, 20 and 30 days, other learning rates; 0.003 above the best at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,7 @@ from serving.fusion_tuning import Requests, tune
 from serving.judged import Judged, judge
 from streaming.samples import decode_samples
 from streaming.sources.choice import ChoiceConfig
-from trainers.trainer import Trainer
+from trainers.trainer import Trainer, TrainerConfig
 
 WORTH = {"click": 1.0, "buy": 6.0}
 WAYS: tuple[How, ...] = ("sum", "product", "power")
@@ -58,11 +58,11 @@ _CURVE = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 def of_truth(seed: int, report: Report) -> Mapping[str, float]:
     """The objective of what is tuned and of each task `alone`, as the truth predicts them."""
-    given, trainer = _taught(seed)
-    _, tuned_by, rest = _parts(given)
+    _, tuned_by, rest = _parts(_given(seed))
+    unlearnt = Trainer(TrainerConfig(model="mmoe", options={"tasks": _TASKS}), "benchmark")
     judged = _judged(tuned_by)
-    known = _true_of(judged, asked(tuned_by, trainer))
-    last = asked(rest, trainer)
+    known = _true_of(judged, asked(tuned_by, unlearnt))
+    last = asked(rest, unlearnt)
     figures = _measured(_true(last), known, judged, last, report)
     curves = {how: _curve(how, _true(last), last, report) for how in WAYS}
     return {**figures, **{f"{how}_kept": kept for how, kept in curves.items()}, "switched": 1.0}
@@ -70,20 +70,17 @@ def of_truth(seed: int, report: Report) -> Mapping[str, float]:
 
 def of_mmoe(seed: int, report: Report) -> Mapping[str, float]:
     """The same as MMoE predicts them."""
-    given, trainer = _taught(seed)
-    _, tuned_by, rest = _parts(given)
+    learnt, tuned_by, rest = _parts(_given(seed))
+    trainer = taught("mmoe", {"tasks": _TASKS}, learnt, seed, dense_learning_rate=0.002)
     judged, last = _judged(tuned_by), asked(rest, trainer)
     before = trainer.family.describe(read_shown(judged.rows, list(WORTH))).pairs
-    predictions = (_doubles(predicted(trainer, pairs)) for pairs in (last.pairs, before))
-    return _measured(*predictions, judged, last, report)
+    tasks, known = (_doubles(predicted(trainer, pairs)) for pairs in (last.pairs, before))
+    return _measured(tasks, known, judged, last, report)
 
 
-@cache
-def _taught(seed: int) -> tuple[Impressions, Trainer]:
+def _given(seed: int) -> Impressions:
     torch.set_num_threads(1)
-    given = impressions(seed, Setting(replace(WORLD, choice=_ALLURING)))
-    learnt, *_ = _parts(given)
-    return given, taught("mmoe", {"tasks": _TASKS}, learnt, seed, dense_learning_rate=0.002)
+    return impressions(seed, Setting(replace(WORLD, choice=_ALLURING)))
 
 
 def _parts(given: Impressions) -> tuple[Impressions, Impressions, Impressions]:
@@ -162,18 +159,28 @@ def _doubles(predictions: Mapping[str, np.ndarray]) -> dict[str, Floats]:
     return {name: made.astype(np.float64) for name, made in predictions.items()}
 
 
+_SEEDS = (1, 2, 3, 4, 5, 6)
 CLAIMS = (
-    Claim("sum", "the tuned sum earns more than any task alone", of_truth, "sum", "alone"),
-    Claim("product", "so does the tuned product", of_truth, "product", "alone"),
-    Claim("power", "so does the tuned sum of powers", of_truth, "power", "alone"),
     Claim(
-        "sum_kept",
-        "a sum keeps more of both tasks than to switch",
-        of_truth,
-        "sum_kept",
-        "switched",
+        "sum", "the tuned sum earns more than any task alone",
+        of_truth, "sum", "alone", seeds=_SEEDS,
     ),
-    Claim("product_kept", "so does a product", of_truth, "product_kept", "switched"),
-    Claim("mmoe_click", "tuned, MMoE's tasks earn more than its clicks", of_mmoe, "sum", "click"),
-    Claim("mmoe_alone", "and no less than the best of them", of_mmoe, "sum", "alone", margin=0.005),
-)
+    Claim("product", "so does the tuned product", of_truth, "product", "alone", seeds=_SEEDS),
+    Claim("power", "so does the tuned sum of powers", of_truth, "power", "alone", seeds=_SEEDS),
+    Claim(
+        "sum_kept", "a sum keeps more of both tasks than to switch between them",
+        of_truth, "sum_kept", "switched", seeds=_SEEDS,
+    ),
+    Claim(
+        "product_kept", "so does a product",
+        of_truth, "product_kept", "switched", seeds=_SEEDS,
+    ),
+    Claim(
+        "mmoe_click", "the tuned sum of MMoE's tasks earns more than its clicks alone",
+        of_mmoe, "sum", "click", reproduces=False,
+    ),
+    Claim(
+        "mmoe_alone", "and no less than the best of them, which is only known afterwards",
+        of_mmoe, "sum", "alone", margin=0.005,
+    ),
+)  # fmt: skip

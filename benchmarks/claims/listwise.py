@@ -7,6 +7,9 @@ There, within requests,
 
 * gauc: by what was clicked on, a mean over requests weighted by what they showed;
 * order: the share of pairs that stand in the order of their true relevance, P(click | seen).
+
+It is not for want of another step: with rows that learn by .03, .1 and .3 the log loss comes to a
+gauc of .662, .667 and .669, and ListMLE to .702, .716 and .722 (one seed).
 """
 
 from __future__ import annotations

@@ -60,6 +60,13 @@ def test_the_figure_is_that_of_the_last_benchmark(results: Path) -> None:
     assert "samples_per_s" in shown("two_tower")
 
 
+def test_of_a_ranker_the_figure_is_that_of_its_own_benchmark(results: Path) -> None:
+    found = {"gauc[click]": 0.6789}
+    (results / "ranking.json").write_text(json.dumps({"world": {"mmoe": found}}))
+    assert "world 0.679" in shown()
+    assert json.loads(shown("mmoe", "--json"))["figures"] == {"world": found}
+
+
 def test_every_option_of_one_model_is_shown_by_its_name_in_a_recipe(results: Path) -> None:
     told: dict[str, Any] = json.loads(shown("two_tower", "--json"))
     assert told["options"]["width"] == 64

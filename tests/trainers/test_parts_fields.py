@@ -93,6 +93,22 @@ def test_fields_of_some_kinds_are_enough(
     assert made.shape == (3, len(names), WIDTH)
 
 
+def test_tokens_are_told_apart_as_one_field_after_another_tells_them() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(9, size=50)
+    tokens = Jagged.of(rng.integers(1_000, size=lengths.sum()), lengths)
+    codes = np.array([BRAND, CATEGORY, WORDS], np.int32)
+    of = rng.choice(np.append(codes, NONE), lengths.sum()).astype(np.int32)
+    many = Items(np.arange(50), tokens, of)
+    found = many.of_fields(codes)
+    assert len(found.lengths) == 3 * len(lengths)
+    for number, code in enumerate(codes.tolist()):
+        one = found.take(np.arange(number, 150, 3))
+        wanted = many.of_field(code)
+        assert one.values.tolist() == wanted.values.tolist()
+        assert one.offsets.tolist() == wanted.offsets.tolist()
+
+
 def test_what_is_read_is_learnt(learnt: dict[str, EmbeddingTable]) -> None:
     fields = Fields(NAMES, history=2)
     for table in learnt.values():

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from features.definitions import SAMPLE_FEATURES
 from features.shown import Pairs
 from streaming.artefact import Artefact, read_artefact, write_artefact
+from streaming.errors import ConfigError
 from streaming.event_columns import scenario_codes
 from streaming.log import DEAD_LETTERS, SAMPLES, Record
 from streaming.samples import decode_samples, encode_samples, sample_schema
@@ -24,10 +24,12 @@ from trainers.arrays import table_arrays
 from trainers.calibration import ALL, CalibrationConfig, Curves
 from trainers.exchange import Exchange
 from trainers.families import Moment
-from trainers.models import RankingStep
+from trainers.gate import Gate, GateConfig
+from trainers.losses import pairwise_logistic
+from trainers.models import RankingStep, create
 from trainers.peers import Alone, Ranks
 from trainers.ranking import Ranking, RankingConfig
-from trainers.tasks import Task
+from trainers.tasks import Task, task_losses
 from trainers.trainer import Trainer, TrainerConfig
 from trainers.versions import Version
 
@@ -51,6 +53,10 @@ def shown(item: int, click: float | None, **more: Any) -> dict[str, Any]:
     """An impression: clicked on, or in vain, so that nothing else came of it either."""
     told = {"label_click": click, **({"label_buy": 0.0} if click == 0.0 else {})}
     return {"user_id": 1, "item_id": item, "request_id": 7, "scenario": "home", **told, **more}
+
+
+# Until something was, nobody knows how often anything comes to something.
+IN_VAIN = shown(1, 0.0, request_id=-1)
 
 
 def declared(item: int, *tokens: int) -> dict[str, Any]:
@@ -79,7 +85,9 @@ class Believer:
 
 
 def made(model: Believer, how: Any = "isotonic", **config: Any) -> Ranking:
-    return Ranking(model, RankingConfig(CalibrationConfig(how), **config), Alone())
+    return Ranking(
+        model, RankingConfig(CalibrationConfig(how), **config), Alone(), Gate(GateConfig())
+    )
 
 
 def take(ranking: Ranking, rows: Rows) -> None:
@@ -198,6 +206,31 @@ def test_without_calibration_nothing_more_is_told() -> None:
     assert ranking.shards(-1)["calibration"].num_rows == 0
 
 
+def test_a_click_is_learnt_with_what_was_shown_in_vain_beside_it() -> None:
+    model = Believer()
+    ranking = made(model)
+    for row in (shown(5, 1.0), IN_VAIN, shown(5, 1.0)):
+        take(ranking, [row])
+    assert [step.labels["click"].tolist() for step in model.learnt] == [[0.0, 1.0], [1.0]]
+
+
+def test_with_no_room_to_wait_everything_is_learnt_as_it_comes() -> None:
+    model = Believer()
+    ranking = made(model, waiting=0)
+    for row in (shown(5, 1.0), IN_VAIN):
+        take(ranking, [row])
+    assert [step.labels["click"].tolist() for step in model.learnt] == [[1.0], [0.0]]
+
+
+def test_every_sample_counts_as_much_however_long_a_step_is() -> None:
+    ranking = made(Believer())
+    sizes = [100, 1, 100, 1, 50]
+    weights = [ranking.weight(size) for size in sizes]
+    each = [weight / size for size, weight in zip(sizes, weights, strict=True)]
+    assert weights[0] == 1.0
+    assert each == pytest.approx([0.01] * 5, rel=0.05)
+
+
 # Lists
 
 
@@ -217,24 +250,43 @@ def test_a_click_is_compared_with_what_came_to_nothing_later() -> None:
     take(ranking, [declared(5, 50, 51), declared(6, 60)])
     take(ranking, [shown(5, 1.0, position=3), shown(8, 1.0, request_id=8)])
     take(ranking, [shown(6, 0.0, position=0), shown(9, 0.0, request_id=9, user_id=2)])
-    first, second = model.learnt
-    assert first.pairs.items.ids.tolist() == [5, 8]
-    assert second.pairs.items.ids.tolist() == [6, 9, 5]
-    assert second.pairs.items.tokens.values.tolist() == [60, 50, 51]
-    assert second.pairs.user_of.tolist() == [0, 1, 0]
-    assert second.pairs.positions.tolist() == [0, -1, 3]
-    assert second.groups.tolist() == [7, 9, 7]
-    assert second.rates.tolist() == [1.0, 1.0, 1.0]
-    assert labels_of(second) == {"click": [0.0, 0.0, 1.0], "buy": [0.0, 0.0, None]}
+    (step,) = model.learnt
+    assert step.pairs.items.ids.tolist() == [6, 9, 5, 8]
+    assert step.pairs.items.tokens.values.tolist() == [60, 50, 51]
+    assert step.pairs.positions.tolist() == [0, -1, 3, -1]
+    assert step.groups.tolist() == [7, 9, 7, 8]
+    assert labels_of(step) == {"click": [0.0, 0.0, 1.0, 1.0], "buy": [0.0, 0.0, None, None]}
 
 
-def test_who_learns_no_lists_remembers_nothing() -> None:
-    model = Believer()
-    ranking = made(model)
-    take(ranking, [shown(5, 1.0)])
-    take(ranking, [shown(6, 0.0)])
-    assert [len(step.pairs) for step in model.learnt] == [1, 1]
-    assert "positives" not in ranking.state()
+@pytest.mark.parametrize("loss", ["pairwise", "list_mle", "list_net"])
+def test_lists_may_lie_one_among_another(loss: Any) -> None:
+    made, label = torch.rand(12), torch.tensor([1.0, 0, torch.nan] * 4)
+    groups = np.array([7, 3] * 6)
+    order = torch.from_numpy(np.argsort(groups, kind="stable"))
+    tasks = {"click": Task(loss)}
+    found, sorted_ = (
+        task_losses(tasks, {"click": p}, {"click": y}, torch.ones(12), groups=g)["click"]
+        for p, y, g in ((made, label, groups), (made[order], label[order], np.sort(groups)))
+    )
+    assert found == sorted_ > 0
+    if loss == "pairwise":
+        scores = made[order].logit()
+        offsets = torch.tensor([0, 6, 12])
+        torch.testing.assert_close(found, pairwise_logistic(scores, label[order], offsets))
+
+
+def test_beside_an_order_nothing_is_corrected_for_what_was_left_out() -> None:
+    made = {"click": torch.full((2,), 0.9), "buy": torch.full((2,), 0.25)}
+    labels = {"click": torch.zeros(2), "buy": torch.zeros(2)}
+    found = task_losses(ORDERED, made, labels, torch.full((2,), 0.1))
+    assert found["click"] == 0.0
+    assert float(found["buy"]) == pytest.approx(-np.log(0.75))
+
+
+@pytest.mark.parametrize("space", ["entire", "after"])
+def test_an_order_can_only_be_learnt_of_what_is_shown(space: str) -> None:
+    with pytest.raises(ConfigError, match=r"tasks\.click\.loss = 'list_mle'.*space = \"shown\""):
+        create("mmoe", {"tasks": {"click": {"loss": "list_mle"}}, "space": space})
 
 
 @pytest.mark.parametrize("loss", ["pairwise", "list_mle", "list_net"])
@@ -246,9 +298,9 @@ def test_the_order_within_requests_is_learnt(loss: str, one_step: TrainerConfig)
     trainer = Trainer(fast, "a")
     rng = np.random.default_rng(0)
     for step in range(60):
-        requests = 16 * step + np.arange(16)
-        clicks = [shown(int(rng.integers(4)), 1.0, request_id=int(r)) for r in requests]
-        vain = [shown(int(rng.integers(4, 12)), 0.0, request_id=int(r)) for r in requests]
+        requests, at = 16 * step + np.arange(16), NOW_US + step
+        clicks = [shown(int(rng.integers(4)), 1.0, request_id=int(r), at=at) for r in requests]
+        vain = [shown(int(rng.integers(4, 12)), 0.0, request_id=int(r), at=at) for r in requests]
         trainer.on_batch([record(clicks, 2 * step), record(vain, 2 * step + 1)])
     found = trainer.metrics
     assert found["recent_gauc[click]"] > 0.9
@@ -291,6 +343,7 @@ def steps() -> list[Record]:
             more = {"request_id": request, "user_id": request, "negative_rate": 0.5}
             where = str(rng.choice(["home", "deals"]))
             click = float(rng.random() < 0.3)
+            more["at"] = NOW_US + request + int(2 * click)  # so that clicks have to wait
             rows.append(shown(int(rng.integers(40)), click, scenario=where, **more))
         rows.append({**shown(3, None, request_id=step), "label_buy": float(step % 2)})
         records.append(record(rows, step))
@@ -319,7 +372,7 @@ def test_a_cut_goes_on_bit_for_bit(
             broken = Trainer(settings, "a", on_disk(tmp_path / str(number), broken.snapshot()))
     assert_same_state(broken.snapshot(), unbroken.snapshot())
     assert broken.metrics == unbroken.metrics
-    assert ("positives" in broken.snapshot().shards) == (config == "lists")
+    assert 0 < len(broken.family._waiting) == len(unbroken.family._waiting)
 
 
 @pytest.mark.parametrize("wrong", [{"label_click": np.inf}, {"history_rewards": [np.nan]}])
@@ -359,7 +412,8 @@ def test_versions_have_the_items_and_the_calibration(
                 for where in (ALL, *scenario_codes(["home", "deals", "elsewhere"]).tolist()):
                     found = served.calibrated(task, asked, where)
                     assert found.tolist() == own.calibrated(task, asked, where).tolist()
-            assert "recent_served_calibration[click,home]" in version.info.metrics
+            if number:  # the first clicks have been heard of
+                assert "recent_served_calibration[click,home]" in version.info.metrics
     assert items == {100 + step: [step] for step in range(14)}
 
 
@@ -390,17 +444,16 @@ def test_ranks_calibrate_alike_and_tell_of_all(
     assert table_arrays(state.shards["calibrators"])["codes"].size == 2
 
 
-def test_ranks_that_share_a_task_of_lists_remember_each_its_own(
+def test_of_what_waits_in_several_ranks_all_goes_on_waiting(
     lists: TrainerConfig, steps: list[Record], together: Callable[..., list[Any]]
 ) -> None:
-    def of_rank(exchange: Exchange) -> NDArray[np.int64]:
+    def of_rank(exchange: Exchange) -> tuple[int, Artefact]:
         trainer = Trainer(lists, "a", None, Ranks(exchange))
         for pair in range(0, 8, 2):
             trainer.step(steps[pair + exchange.rank])
-        shard = trainer.snapshot().shards["positives@1" if exchange.rank else "positives"]
-        end: NDArray[np.int64] = table_arrays(shard)["end"]
-        return end
+        return len(trainer.family._waiting), trainer.snapshot()
 
-    ends = together(2, of_rank)
-    assert all(end > 0 for end in ends)
-    assert np.sum(ends) < 8 * 20
+    (first, state), (second, part) = together(2, of_rank)
+    assert min(first, second) > 0
+    heir = Trainer(lists, "a", Artefact(state.meta, {**state.shards, **part.shards}))
+    assert len(heir.family._waiting) == first + second

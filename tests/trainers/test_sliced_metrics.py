@@ -119,3 +119,14 @@ def test_the_past_of_other_ranks_is_absorbed_by_name() -> None:
     heir.absorb(gone.sums())
     assert heir.get() == gone.get()
     assert "auc[click,home]" in heir.get()
+
+
+def test_scenarios_may_be_watched_by_less() -> None:
+    sliced = SlicedMetrics(["click"], Scenarios(), make, of_scenario=lambda: [Calibration()])
+    sliced.update("click", stream(sliced.scenarios))
+    found = sliced.get()
+    assert {"auc[click]", "calibration[click]", "calibration[click,home]"} <= found.keys()
+    assert "auc[click,home]" not in found
+    loaded = SlicedMetrics(["click"], Scenarios(), make, of_scenario=lambda: [Calibration()])
+    loaded.load(sliced.state())
+    assert loaded.get() == found

@@ -15,6 +15,7 @@ from trainers.tasks import (
     Task,
     came_to_nothing,
     check_tasks,
+    corrected,
     expected,
     labels_read,
     log_loss,
@@ -207,3 +208,31 @@ def test_of_a_task_alone_the_label_before_it_is_read_too() -> None:
     assert set(roots(tasks)) == {"click", "share"}
     assert set(labels_read(tasks)) == {"buy", "share", "click"}
     assert roots(CHAIN) == ["click"]
+
+
+# What counts as a positive
+
+
+def test_what_is_also_positive_counts_by_its_weight_and_never_as_a_row_more() -> None:
+    labels = {
+        "click": torch.tensor([1.0, 0.0, NAN, NAN]),
+        "buy": torch.tensor([NAN, NAN, 1.0, 0.0]),
+    }
+    made, rates = torch.tensor([0.2, 0.4, 0.5, 0.6]), torch.ones(4)
+    (plain,) = task_losses({"click": Task()}, {"click": made}, labels, rates).values()
+    tasks = {"click": Task(also={"buy": 3.0})}
+    (found,) = task_losses(tasks, {"click": made}, labels, rates).values()
+    own = -np.log(0.2) - np.log(0.6)
+    assert plain.item() == pytest.approx(own / 2)
+    assert found.item() == pytest.approx((own - 3.0 * np.log(0.5)) / 3)
+    assert labels_read(tasks) == ["click", "buy"]
+
+
+def test_only_a_binary_task_has_other_positives() -> None:
+    with pytest.raises(ConfigError, match=r"tasks.watch.also: .* this one is squared"):
+        check_tasks({"watch": Task("squared", also={"like": 2.0})})
+
+
+def test_what_was_learnt_of_samples_is_corrected_to_what_is_among_all() -> None:
+    true, rates = torch.rand(50), torch.rand(50).clamp_min(0.01)
+    torch.testing.assert_close(corrected(sampled(true, true, rates), rates), true)

@@ -188,6 +188,8 @@ class Adversarial(PositionBias):
     def __init__(self, hidden: int, columns: Sequence[int], strength: float, served: int) -> None:
         super().__init__()
         self.bypass = nn.Linear(1, len(columns))
+        nn.init.ones_(self.bypass.weight)  # b is a logit, and so is what it is added to
+        nn.init.zeros_(self.bypass.bias)
         self.bias = nn.Sequential(nn.Linear(self._BASE, hidden), nn.ReLU(), nn.Linear(hidden, 1))
         self._columns, self._strength, self._served = list(columns), strength, served
 
@@ -203,9 +205,9 @@ class Adversarial(PositionBias):
         told = binary_cross_entropy(clicks, labels[0])
         clicks = clicks.detach()
         base = F.pad(base, (0, -base.shape[1] % self._BASE)).view(len(base), -1, self._BASE).sum(1)
-        off = (self.bias(base.detach())[:, 0] - clicks).square().mean()
+        off: Tensor = (self.bias(base.detach())[:, 0] - clicks).square().mean()
         fixed = {name: weight.detach() for name, weight in self.bias.named_parameters()}
-        guessed = functional_call(self.bias, fixed, base)[:, 0]
+        guessed: Tensor = functional_call(self.bias, fixed, base)[:, 0]
         together = ((guessed - guessed.mean()) * (clicks - clicks.mean())).mean()
         return told + off + self._strength * together.square()
 
@@ -234,8 +236,8 @@ class _PlaceTower(nn.Module):
 
 def _click_logits(tables: Tables, positions: NDArray[np.int32]) -> Tensor:
     """(n,), how much is clicked on at each position: a row of the table, all of it one number."""
-    rows: Tensor = tables["context"](position_ids(positions))
-    return rows.sum(1)
+    logits: Tensor = tables["context"](position_ids(positions)).sum(1)
+    return logits
 
 
 def _added(outputs: Tensor, columns: Sequence[int], more: Tensor) -> Tensor:

@@ -1,0 +1,31 @@
+"""MMoE with ESMM: experts and the entire space help each other.
+
+Not one paper's claim but the seed of two: ESMM's networks share embeddings only, and MMoE's tasks
+know nothing of each other's order. Together they are held against each alone, on the planted world
+with few purchases, by the AUC of buying once clicked and of buying, over all
+pairs of the last fifth, by the world's own probabilities. What MMoE says of conversion is its
+purchase over its click.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks._claims import Claim, Report
+from benchmarks._conversions import compared
+
+
+def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
+    """The AUC of each."""
+    return compared(["mmoe_esmm", "mmoe", "esmm"], seed)
+
+
+CLAIMS = (
+    Claim("over_mmoe", "who would buy, better than MMoE", measure, "mmoe_esmm", "mmoe"),
+    Claim("over_esmm", "and than ESMM", measure, "mmoe_esmm", "esmm"),
+    Claim(
+        "purchases",
+        "who buys, better than MMoE",
+        measure, "mmoe_esmm_ctcvr", "mmoe_ctcvr",
+    ),
+)  # fmt: skip
