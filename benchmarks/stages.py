@@ -38,7 +38,7 @@ from benchmarks._claims import interval
 from benchmarks._plot import line_plot
 from benchmarks.coldstart import PICTURES, RECORD, Known
 from features.behaviour import Behaviour
-from infra.recipe import TRAINER, Recipe, load_recipe
+from infra.recipe import Recipe, load_recipe
 from infra.visitor import Visit, Visitors
 from serving.answers import Wanted
 from serving.recommender import Recommender
@@ -241,10 +241,15 @@ def models(recipe: Recipe, system: str) -> Iterator[Model]:
         if ranks and system == "retrieval":
             continue
         if ranks and system == "ranker":
-            config = replace(config, options={**config.options, "position": {"how": "ignore"}})
-        name = config.called
-        replica: Replica[Any] = Replica(None, name, ranker if ranks else retriever)
-        yield Model(config, Trainer(config, role if role == TRAINER else name), replica)
+            plain = {**config.options, "position": {"how": "ignore"}}
+            yield model(role, replace(config, options=plain), ranker)
+        else:
+            yield model(role, config, ranker if ranks else retriever)
+
+
+def model(role: str, config: TrainerConfig, make: Any) -> Model:
+    replica: Replica[Any] = Replica(None, config.called, make)
+    return Model(config, Trainer(config, role), replica)
 
 
 # -- figures ---------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ of the place.
 Here: MMoE with one task on the planted world (`benchmarks._positions`), where a policy puts items
 in an order of their own: the id of an item tells where it stood. `untold` is 1 less the R^2 of the
 place, as a linear probe tells it by the base vectors of lists that were not learnt. The bypass
-alone is strength 0, and the strong adversary has strength 10.
+alone is strength 0, and the strong adversary has strength 1,000.
 
-That the adversary gains anything over its bypass does not reproduce: strengths of 0.1, 1 and 10
-were tried. Where the bypass knows the place, the base has nothing to gain by telling it; and what
-it forgets of the place, which here only the item's id tells, it forgets of the item.
+That the adversary gains anything over its bypass does not reproduce: strengths from 0.1 to 1,000
+were tried, and the strongest costs what the bypass had gained. Where the bypass knows the place,
+the base has nothing to gain by telling it; and what it forgets of the place, which here only the
+item's id tells, it forgets of the item.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks._positions import found, orders
 from trainers.models.parts.position_bias import PositionConfig
 
 _ADVERSARY = PositionConfig("adversarial")
-_STRONG = PositionConfig("adversarial", strength=10.0)
+_STRONG = PositionConfig("adversarial", strength=1_000.0)
 _BYPASS = PositionConfig("adversarial", strength=0.0)
 
 
@@ -35,7 +36,7 @@ def measure(seed: int, report: Report) -> Mapping[str, float]:
 
 def untold(seed: int, report: Report) -> Mapping[str, float]:
     """How little the base vectors say of the place."""
-    ways = {"adversarial": _ADVERSARY, "strong": _STRONG, "bypass": _BYPASS}
+    ways = {"strong": _STRONG, "bypass": _BYPASS}
     made = {name: 1.0 - found(seed, "promoted", way).readable for name, way in ways.items()}
     report(f"    untold: {', '.join(f'{name} {one:.4f}' for name, one in made.items())}")
     return made
@@ -48,6 +49,7 @@ CLAIMS = (
         untold,
         ours="strong",
         baseline="bypass",
+        seeds=(1, 2, 3, 4, 5),
     ),
     Claim(
         "order",

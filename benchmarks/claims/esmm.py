@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks._claims import Claim, Report
-from benchmarks._conversions import compared
+from benchmarks._conversions import SEEDS, compared
 
 
 def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
@@ -28,11 +28,16 @@ CLAIMS = (
     Claim(
         "over_alone",
         "the entire space tells better who would buy than clicks alone",
-        measure, "esmm", "clicked_alone",
+        measure, "esmm", "clicked_alone", seeds=SEEDS,
     ),
     Claim(
         "over_clicked",
         "and than clicks with embeddings that the click's task taught too",
-        measure, "esmm", "clicked",
+        measure, "esmm", "clicked", seeds=SEEDS,
+    ),
+    Claim(
+        "purchases",
+        "and who buys of all who are shown something",
+        measure, "esmm_ctcvr", "clicked_ctcvr", seeds=SEEDS,
     ),
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_a_gate_that_is_shut_by_its_property_lets_nothing_in(lstm: PropertyGated
 
 def vectors(model: Any, users: Users) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.user_part(users)
+        found: torch.Tensor = model.user_part(users, model.fields.users(model.tables, users))
     return found
 
 

@@ -68,9 +68,9 @@ def test_what_depends_on_the_user_alone_is_computed_once_for_him(
     read: list[int] = []
     part = SharedBottom.user_part
 
-    def counted(self: SharedBottom, users: Users) -> Tensor:
+    def counted(self: SharedBottom, users: Users, fields: Tensor) -> Tensor:
         read.append(len(users.ids))
-        return part(self, users)
+        return part(self, users, fields)
 
     monkeypatch.setattr(SharedBottom, "user_part", counted)
     model = create("shared_bottom", {"fields": ("user_id", "history", "item_id")})

@@ -91,8 +91,8 @@ class DUPN(Multitask):
             self.networks = Layers(count, inputs, config.hidden)
             self.towers = Towers(count, config.hidden, config.tower)
 
-    def user_part(self, users: Users) -> Tensor:
-        who = super().user_part(users)  # (m, w)
+    def user_part(self, users: Users, fields: Tensor) -> Tensor:
+        who = fields.flatten(1)  # (m, w)
         found = history_items(users, self.config.behaviours)
         mask = found.padded.mask.to(who.device)
         properties = self._properties(found.padded)  # (m, L, 3 d)

@@ -53,8 +53,8 @@ class NMTR(Multitask):
             self.mlp = Towers(count, 2 * width, config.tower) if mlp else None
             self.cascade = nn.Parameter(torch.ones(count - 1))
 
-    def user_part(self, users: Users) -> Tensor:
-        return self.fields.users(self.tables, users).sum(1)  # p_u
+    def user_part(self, users: Users, fields: Tensor) -> Tensor:  # noqa: ARG002
+        return fields.sum(1)  # p_u
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         users = inputs.of_pairs(inputs.users)

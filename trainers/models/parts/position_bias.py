@@ -6,6 +6,7 @@ be ranked, nothing has a place yet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -236,8 +237,8 @@ class _PlaceTower(nn.Module):
 
 def _click_logits(tables: Tables, positions: NDArray[np.int32]) -> Tensor:
     """(n,), how much is clicked on at each position: a row of the table, all of it one number."""
-    logits: Tensor = tables["context"](position_ids(positions)).sum(1)
-    return logits
+    rows: Tensor = tables["context"](position_ids(positions))
+    return rows.sum(1) / math.sqrt(rows.shape[1])  # else d numbers take d steps at once
 
 
 def _added(outputs: Tensor, columns: Sequence[int], more: Tensor) -> Tensor:

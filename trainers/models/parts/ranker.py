@@ -8,6 +8,7 @@ setting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,11 +39,15 @@ from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losse
 class RankerConfig:
     """`tasks` are labels of samples, learnt in a `space` (`trainers.tasks.Task`). `fields` are
     those of `parts.fields`, of width `width`; `tower` is that of the hidden layer of a task's own.
+    Each of the `crossed`, a field of users and one of items, is read besides as the product of both,
+    number by number, of unit vectors: what a hidden layer is slow to find (Rendle et al., *Neural
+    Collaborative Filtering vs. Matrix Factorization Revisited*, RecSys 2020).
     """
 
     tasks: Mapping[str, Task] = field(default_factory=lambda: {"click": Task()})
     fields: tuple[str, ...] = ("user_id", "history", "scenario", "item_id", "genres", "year")
     width: PositiveInt = 16
+    crossed: tuple[tuple[str, str], ...] = ()
     history: NonNegativeInt = 50
     tower: PositiveInt = 32
     space: Space = "shown"
@@ -60,6 +65,11 @@ class RankerConfig:
                 f"fields = {', '.join(self.fields) or 'none'}: a pair needs one of users"
                 f" ({', '.join(OF_USERS)}) and one of items"
             )
+        for user, item in self.crossed:
+            if user not in of_users or item not in self.fields or item in OF_USERS:
+                raise ConfigError(
+                    f"crossed = {[user, item]}: a field of users and one of items, both of `fields`"
+                )
         self.position.columns(self.tasks)
         self.balance.bounds(self.tasks)
 
@@ -126,14 +136,17 @@ class Multitask(nn.Module):
             self.balance = make_balance(config.balance, config.tasks)
         own = len(self.fields.of_users) * config.width
         self.user_width = own if user_width is None else user_width
-        more = self.position.fields * config.width
+        more = (self.position.fields + len(config.crossed)) * config.width
         self.item_width = len(self.fields.of_items) * config.width + more
+
+        of_users, of_items = self.fields.of_users, self.fields.of_items
+        self._crossed = [(of_users.index(u), of_items.index(i)) for u, i in config.crossed]
 
     # -- what a system says ----------------------------------------------------------------
 
-    def user_part(self, users: Users) -> Tensor:
-        """(m, user_width), what depends on the user alone."""
-        return self.fields.users(self.tables, users).flatten(1)
+    def user_part(self, users: Users, fields: Tensor) -> Tensor:  # noqa: ARG002
+        """(m, user_width), what depends on the user alone; `fields` (m, F_u, d) are his."""
+        return fields.flatten(1)
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:
         """(n, K, r), what the tower of each of the K tasks reads; (n, 1, r) if all the same."""
@@ -169,14 +182,25 @@ class Multitask(nn.Module):
         return balanced + penalty
 
     def _inputs(self, pairs: Pairs, places: Places | None) -> Inputs:
-        users = self.user_part(pairs.users)
-        items = self.fields.items(self.tables, pairs.items).flatten(1)
-        field_ = self.position.field(self.tables, places, len(pairs))
-        if field_ is not None:
-            items = torch.cat([items, field_], 1)
-        in_order = len(users) == len(items) and bool((pairs.user_of == np.arange(len(pairs))).all())
+        of_users = self.fields.users(self.tables, pairs.users)
+        users = self.user_part(pairs.users, of_users)
+        of_items = self.fields.items(self.tables, pairs.items)
+        in_order = len(users) == len(pairs) and bool((pairs.user_of == np.arange(len(pairs))).all())
         user_of = None if in_order else torch.from_numpy(pairs.user_of).to(users.device)
+        parts = [of_items.flatten(1)]
+        if self._crossed:
+            parts.append(self._crosses(of_users if in_order else of_users[user_of], of_items))
+        if (field_ := self.position.field(self.tables, places, len(pairs))) is not None:
+            parts.append(field_)
+        items = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return Inputs(users, user_of, items, "float32" if places is None else self.config.precision)
+
+    def _crosses(self, of_users: Tensor, of_items: Tensor) -> Tensor:
+        """(n, crosses d), of the fields of each pair's user (n, F_u, d) and item (n, F_i, d)."""
+        left = F.normalize(of_users[:, [u for u, _ in self._crossed]], dim=2)
+        right = F.normalize(of_items[:, [i for _, i in self._crossed]], dim=2)
+        crossed: Tensor = math.sqrt(left.shape[2]) * left * right
+        return crossed.flatten(1)
 
 
 class Layers(nn.Module):
