@@ -176,16 +176,20 @@ def task_losses(
     groups: Ids | None = None,
 ) -> dict[str, Tensor]:
     """Of each task its loss, a scalar. Predictions (n,) are of all that is shown (`expected`);
-    they are corrected for the negatives that were left out of the samples, unless the order is all
-    that is known of what comes first. `groups` (n,) are equal within a list.
+    they are corrected for the negatives that were left out of the samples. Where nobody predicts
+    how likely it is that anything comes, because what comes first is no task or only its order is
+    learnt, each pair that was shown in vain counts for those that it stands for. `groups` (n,) are
+    equal within a list.
     """
     first = [name for name in roots(tasks) if name in tasks and not tasks[name].is_ordered]
     kept = _kept(anything([predictions[name] for name in first]), rates)
+    stands_for = torch.where(came_to_nothing(tasks, labels), 1.0 / rates, 1.0)
     losses: dict[str, Tensor] = {}
     for name, task in tasks.items():
-        made, told, counts = predictions[name], labels[name], None
+        made, told, counts = predictions[name], labels[name], None if first else stands_for
         if task.also:
-            told, counts = _with_others(task, told, labels)
+            told, weights = _with_others(task, told, labels)
+            counts = weights if counts is None else weights * counts
         if task.is_ordered:
             losses[name] = list_loss(task, made, told, groups)
             continue
@@ -199,8 +203,7 @@ def task_losses(
             losses[name] = log_loss(made, told, counts)
         else:
             loss = squared_error if task.loss == "squared" else huber
-            nothing = came_to_nothing(tasks, labels)
-            losses[name] = loss(made, told, torch.where(nothing, 1.0 / rates, 1.0))
+            losses[name] = loss(made, told, stands_for)
     return losses
 
 
@@ -227,7 +230,7 @@ def _with_others(task: Task, label: Tensor, labels: Mapping[str, Tensor]) -> tup
 def anything(probabilities: Sequence[Tensor]) -> Tensor:
     """The probability (n,) that any of these comes about, if they are independent; 1 of none."""
     if not probabilities:
-        return torch.ones(1)
+        return torch.ones(())
     return 1.0 - reduce(torch.mul, [1.0 - p for p in probabilities])
 
 

@@ -236,3 +236,25 @@ def test_only_a_binary_task_has_other_positives() -> None:
 def test_what_was_learnt_of_samples_is_corrected_to_what_is_among_all() -> None:
     true, rates = torch.rand(50), torch.rand(50).clamp_min(0.01)
     torch.testing.assert_close(corrected(sampled(true, true, rates), rates), true)
+
+
+def test_a_task_whose_first_label_is_no_task_is_corrected_too() -> None:
+    """Purchases alone, of which two in a hundred impressions come, with a tenth of the vain."""
+    rng = np.random.default_rng(0)
+    bought = rng.random(40_000) < 0.02
+    kept = bought | (rng.random(40_000) < 0.1)
+    label = torch.from_numpy(bought[kept].astype(np.float32))
+    labels = {"click": label, "buy": label}
+    rates = torch.full((len(label),), 0.1)
+    logit = torch.zeros((), requires_grad=True)
+    learner = torch.optim.LBFGS([logit])
+
+    def loss() -> torch.Tensor:
+        learner.zero_grad()
+        made = {"buy": logit.sigmoid().expand(len(label))}
+        found = task_losses({"buy": Task(after="click")}, made, labels, rates)["buy"]
+        found.backward()
+        return found
+
+    learner.step(loss)
+    assert float(logit.detach().sigmoid()) == pytest.approx(0.02, rel=0.1)
