@@ -158,13 +158,13 @@ def corrected(probability: Tensor, rates: Tensor) -> Tensor:
 
 def log_loss(probability: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean log loss over the known labels (n,), NaN where not known; 0 if none is. `weights`
-    (n,) multiply a row's loss, and never its count.
+    (n,) multiply a row's loss, and never its count. Of several tasks (K, n) it is (K,).
     """
     known = ~labels.isnan()
     p = torch.where(known, probability, 0.5).clamp(_LEAST, 1.0 - _LEAST)
     likelihood = torch.lerp((1.0 - p).log(), p.log(), labels.nan_to_num(0.0))
     counts = known.to(p.dtype) if weights is None else torch.where(known, weights, 0.0)
-    return -(counts * likelihood).sum() / known.sum().clamp_min(1)
+    return -(counts * likelihood).sum(-1) / known.sum(-1).clamp_min(1)
 
 
 def task_losses(
@@ -183,13 +183,16 @@ def task_losses(
     """
     first = [name for name in roots(tasks) if name in tasks and not tasks[name].is_ordered]
     kept = _kept(anything([predictions[name] for name in first]), rates)
-    stands_for = torch.where(came_to_nothing(tasks, labels), 1.0 / rates, 1.0)
+    stands_for = alike = torch.ones_like(rates)
+    if not first or not all(task.is_binary for task in tasks.values()):
+        stands_for = torch.where(came_to_nothing(tasks, labels), 1.0 / rates, 1.0)
     losses: dict[str, Tensor] = {}
+    binary: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for name, task in tasks.items():
-        made, told, counts = predictions[name], labels[name], None if first else stands_for
+        made, told, counts = predictions[name], labels[name], alike if first else stands_for
         if task.also:
             told, weights = _with_others(task, told, labels)
-            counts = weights if counts is None else weights * counts
+            counts = weights * counts
         if task.is_ordered:
             losses[name] = list_loss(task, made, told, groups)
             continue
@@ -200,11 +203,14 @@ def task_losses(
         elif task.is_binary:
             made = made / kept
         if task.is_binary:
-            losses[name] = log_loss(made, told, counts)
+            binary[name] = made, told, counts
         else:
             loss = squared_error if task.loss == "squared" else huber
             losses[name] = loss(made, told, stands_for)
-    return losses
+    if binary:  # of all in one go: what takes time is the number of operations
+        found = log_loss(*(torch.stack(one) for one in zip(*binary.values(), strict=True)))
+        losses |= zip(binary, found.unbind(), strict=True)
+    return {name: losses[name] for name in tasks}
 
 
 def list_loss(task: Task, made: Tensor, told: Tensor, groups: Ids | None) -> Tensor:

@@ -4,9 +4,9 @@ Ni et al. (KDD 2018, section 5.4) learn user representations by four tasks of Ta
 fifth over them: better than alone, and sooner.
 
 Here: the planted world. A ranker learns clicks, watching and likes of its first half; then another
-begins with its tables and with what makes the vector of a user, and learns carts - a task that
-was not there - from the fewer impressions that follow. Alone it learns the same from nothing. The
-AUC of an action once clicked, over all that was shown in the last fifth, by the world's own
+begins with its tables and with what makes the vector of a user, and learns carts - a task that was
+not there - from the fewer impressions that follow. Alone it learns the same from nothing. The AUC
+of an action once clicked, over all that was shown in the last fifth, by the world's own
 probabilities; and that of clicking and then doing so.
 
 A user's vector is computed once however many items he is shown: `split` is the largest difference

@@ -3,10 +3,11 @@
 Wen et al. (SIGIR 2020) compare with ESMM on JD's data, by the AUC of conversion over all that is
 shown, and of purchases.
 
-Here: the planted world with few purchases; an action, of which half are carts,
-precedes most of them. The AUC of buying once clicked, and of buying, over all pairs of the last
-fifth, by the world's own probabilities. `esmm_cart` is ESMM with the cart as a third task that
-purchases do not depend on.
+Here: the planted world with few purchases; an action, of which half are carts, precedes most of
+them. The AUC of buying once clicked, and of buying, over all pairs of the last fifth, by the
+world's own probabilities. `esmm_cart` is ESMM with the cart as a third task that purchases do not
+depend on: it finds nearly as much, so what helps is the cart, and how a purchase is made of it
+hardly.
 """
 
 from __future__ import annotations
@@ -32,6 +33,6 @@ CLAIMS = (
     Claim(
         "over_task",
         "and better than the cart as a task of its own",
-        measure, "esm2", "esmm_cart", seeds=SEEDS,
+        measure, "esm2", "esmm_cart", seeds=SEEDS, reproduces=False,
     ),
 )  # fmt: skip

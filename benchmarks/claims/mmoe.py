@@ -11,11 +11,19 @@ the sinusoids; here `a` are 1 to 3 over the length of `w`, and `b` are drawn. Ev
 anew, and the loss is that of the last fifth of them before they are learnt. The networks are those
 of the systems, fed with the inputs in place of fields.
 
+MMoE's loss is a quarter lower than the shared bottom's where the tasks are the same; at cosine 0.5
+in seven seeds of eight, but one bottom was caught at .228 where MMoE found .024, and the interval
+is as wide as that. That the gap grows as tasks have less in common does not show, nor is one gate
+worse than two. With five sinusoids in place of three all depends on where the seed begins: losses
+of one network lie between .10 and .36.
+
 On Census-Income (KDD) they predict two things of a person at once: whether the income is above
 50,000 and whether he never married, and whether the education is at least college and whether he
 never married. There is the test file alone, a half of what the paper has: four fifths of it in
 random order are learnt twice, and the AUC of the first task is taken over the others. Numbers are
-categories by their logarithm. A single task is the shared bottom with that task alone.
+categories by their logarithm. A single task is the shared bottom with that task alone. It is as
+good or better here: tasks do not help each other, and gates find nothing. A tower of 8, as in the
+paper, died in two runs of 18; these have 32.
 """
 
 from __future__ import annotations
@@ -219,28 +227,41 @@ CLAIMS = (
     Claim(
         "over_shared",
         "MMoE's loss is lower than the shared bottom's, tasks of cosine 0.5",
-        synthetic, "mmoe50", "shared50", seeds=_SEEDS,
+        synthetic, "mmoe50", "shared50", seeds=_SEEDS, reproduces=False,
     ),
-    Claim("over_omoe", "and than one gate's", synthetic, "mmoe50", "omoe50", seeds=_SEEDS),
+    Claim(
+        "over_shared_same",
+        "and lower with tasks that are the same",
+        synthetic, "mmoe100", "shared100", seeds=_SEEDS,
+    ),
+    Claim(
+        "over_omoe",
+        "and than one gate's, of cosine 0.5",
+        synthetic, "mmoe50", "omoe50", seeds=_SEEDS, reproduces=False,
+    ),
     Claim(
         "less_in_common",
-        "by more than with tasks that are the same",
-        synthetic, "gap50", "gap100", seeds=_SEEDS,
+        "with cosine 0.5 it gains more than with tasks that are the same",
+        synthetic, "gap50", "gap100", seeds=_SEEDS, reproduces=False,
     ),
     Claim(
         "income",
         "on Census-Income MMoE tells the income better than the shared bottom",
-        census, "mmoe_income", "shared_income",
+        census, "mmoe_income", "shared_income", reproduces=False,
     ),
-    Claim("income_single", "and than a single task", census, "mmoe_income", "single_income"),
+    Claim(
+        "income_single",
+        "and than a single task",
+        census, "mmoe_income", "single_income", reproduces=False,
+    ),
     Claim(
         "education",
         "and the education better than the shared bottom",
-        census, "mmoe_education", "shared_education",
+        census, "mmoe_education", "shared_education", reproduces=False,
     ),
     Claim(
         "education_single",
         "and than a single task",
-        census, "mmoe_education", "single_education",
+        census, "mmoe_education", "single_education", reproduces=False,
     ),
 )  # fmt: skip

@@ -2,9 +2,9 @@
 
 Not one paper's claim but the seed of two: ESMM's networks share embeddings only, and MMoE's tasks
 know nothing of each other's order. Together they are held against each alone, on the planted world
-with few purchases, by the AUC of buying once clicked and of buying, over all
-pairs of the last fifth, by the world's own probabilities. What MMoE says of conversion is its
-purchase over its click.
+with few purchases, by the AUC of buying once clicked and of buying, over all pairs of the last
+fifth, by the world's own probabilities. What MMoE says of conversion is its purchase over its
+click. Over ESMM nothing is gained: two tasks that are this near to each other need no experts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ CLAIMS = (
         "who would buy, better than MMoE",
         measure, "mmoe_esmm", "mmoe", seeds=SEEDS,
     ),
-    Claim("over_esmm", "and than ESMM", measure, "mmoe_esmm", "esmm", seeds=SEEDS),
+    Claim(
+        "over_esmm",
+        "and than ESMM",
+        measure, "mmoe_esmm", "esmm", seeds=SEEDS, reproduces=False,
+    ),
     Claim(
         "purchases",
         "who buys, better than MMoE",

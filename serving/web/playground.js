@@ -272,16 +272,14 @@ function drawWhy(card, item) {
 function drawFormula() {
   const { fusion, ranker } = answer;
   $("formula").hidden = !fusion;
-  if (!fusion) return;
+  if (!fusion) return void $("formula").replaceChildren();
   const known = new Set(answer.items.flatMap((item) => Object.keys(item.why?.tasks ?? {})));
-  const terms = Object.entries(fusion.weights).filter(([task]) => known.has(task)).map(([task, weight]) => {
-    const name = PREDICTED[task] ?? task;
-    if (fusion.how === "product") return weight === 1 ? name : `${name}^${weight}`;
-    const power = fusion.powers[task] ?? 1;
-    return `${weight} × ${name}${fusion.how === "power" && power !== 1 ? `^${power}` : ""}`;
-  });
-  const score = terms.join(fusion.how === "product" ? " × " : " + ") || PREDICTED.share;
-  $("formula").textContent = `The order is by ${score}. ` + (ranker
+  const raised = (task, power) => [el("em", {}, PREDICTED[task] ?? task), power === 1 ? "" : el("sup", {}, `${power}`)];
+  const terms = Object.entries(fusion.weights).filter(([task]) => known.has(task)).map(([task, weight]) =>
+    (fusion.how === "product" ? raised(task, weight) : [`${weight} × `, ...raised(task, fusion.powers[task] ?? 1)]));
+  const sign = fusion.how === "product" ? " × " : " + ";
+  const score = terms.length ? terms.flatMap((term, index) => (index ? [sign, ...term] : term)) : raised("share", 1);
+  $("formula").replaceChildren("The order is by ", ...score, ". ", ranker
     ? `What people will do was predicted by ${ranker}.`
     : "No ranker has learnt enough yet: it needs visitors who are shown something.");
 }

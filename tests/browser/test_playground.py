@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from benchmarks._browser import Watched
 from benchmarks._service import Service
@@ -63,3 +63,39 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 def test_the_status_is_live(page: Page) -> None:
     expect(page.get_by_test_id("status")).to_have_attribute("data-state", "live", timeout=15_000)
     expect(page.get_by_test_id("status")).to_contain_text(re.compile(r"recall", re.IGNORECASE))
+
+
+def test_it_says_why_the_order_is_as_it_is(page: Page) -> None:
+    expect(page.get_by_test_id("recommendation").first).to_be_visible(timeout=15_000)
+    expect(page.get_by_test_id("formula")).to_be_hidden()
+    page.get_by_test_id("why").check()
+    card = page.get_by_test_id("recommendation").first
+    expect(card.get_by_test_id("task-share")).to_contain_text("%")
+    expect(page.get_by_test_id("formula")).to_contain_text("No ranker has learnt enough yet")
+    page.reload()  # it is remembered
+    expect(page.get_by_test_id("why-card").first).to_be_visible(timeout=15_000)
+    page.get_by_test_id("why").uncheck()
+    expect(page.get_by_test_id("why-card")).to_have_count(0)
+    expect(page.get_by_test_id("formula")).to_be_hidden()
+
+
+def test_it_shows_what_a_ranker_predicts_and_what_that_weighs(page: Page) -> None:
+    def with_ranker(route: Route) -> None:
+        answer = route.fetch().json()
+        for place, item in enumerate(answer["items"]):
+            item["why"]["tasks"] |= {"click": 0.5 / (1 + place), "watch": 0.0004}
+        answer["ranker"] = "mmoe/a/7"
+        answer["fusion"] = {"how": "product", "weights": {"share": 0.5, "click": 1.0}, "powers": {}}
+        route.fulfill(json=answer)
+
+    expect(page.get_by_test_id("recommendation").first).to_be_visible(timeout=15_000)
+    page.route("**/v1/recommend*", with_ranker)
+    page.get_by_test_id("why").check()
+    tasks = page.get_by_test_id("task-click")
+    first, second = tasks.nth(0), tasks.nth(1)
+    expect(first).to_contain_text("50%")
+    expect(second.locator(".bar i")).to_have_attribute("style", "width: 50%;")
+    expect(page.get_by_test_id("task-watch").first).to_have_class("idle")  # it has no weight
+    expect(page.get_by_test_id("task-watch").first).to_contain_text("<0.1%")
+    expect(page.get_by_test_id("formula")).to_contain_text("your next choice0.5 × click")
+    expect(page.get_by_test_id("formula")).to_contain_text("mmoe/a/7")
