@@ -180,7 +180,7 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def sealed_manifest(shards: Mapping[str, Shard], meta: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest. What is in `meta` keeps its order: that of a model's tasks counts."""
+    """The bytes of a manifest. `meta` keeps its order: that of a model's tasks counts."""
     body = json.dumps(
         {
             "format": FORMAT,

@@ -184,6 +184,7 @@ class Gate:
 
     def __init__(self, config: GateConfig) -> None:
         self._config = config
+        self.says = "liked items rank {:.2f} bits better than by popularity"  # what a gain is
         self._users: dict[int, _User] = {}  # of the newest block, which is not full
         self._begun = 0  # the step in which the first of them was heard
         self._blocks: deque[_Block] = deque()
@@ -347,9 +348,8 @@ class Gate:
             return None
         return _Fault(
             "quality",
-            f"liked items rank {compared.gain:.2f} bits better than by popularity for the newest"
-            f" {compared.users:.0f} users, and did by {compared.gain_before:.2f} for others like"
-            " them before",
+            f"{self.says.format(compared.gain)} for the newest {compared.users:.0f} users, and did"
+            f" by {compared.gain_before:.2f} for others like them before",
         )
 
     def _calibration(self, compared: Comparison) -> _Fault | None:

@@ -170,7 +170,7 @@ class CsAUC(TallyMetric):
 
     Six rankings of four positives A to D and the negative E, by AUC and csAUC: as long as E is last
     the AUC finds them all alike, and the first one, which has the highest bid behind all others,
-    is the worst of these by csAUC. (The source has six such in a picture; bids and orders are ours.)
+    is the worst of these by csAUC. (The source has six in a picture; bids and orders are ours.)
 
     >>> bids = {"A": 8, "B": 4, "C": 2, "D": 1, "E": 5}
     >>> for ranking in ("BCDAE", "BACDE", "ABDCE", "ABCDE", "ABCED", "EABCD"):

@@ -76,6 +76,7 @@ class Ranking:
         self._model: Ranker = model
         self._peers = peers
         self._gate = gate
+        gate.says = "what comes of impressions is told {:.2f} bits better than by the mean rate"
         self.book = ItemBook()
         tasks = self._model.tasks
         self._binary = [name for name, task in tasks.items() if task.is_binary]
@@ -150,8 +151,7 @@ class Ranking:
                 rows["prediction"] = served
                 self._served.update(task, rows)
                 came.append(_came(number, predictions, label, weights[known], codes[known], served))
-                if self._model.tasks[task].is_ordered:  # before that it is no probability
-                    predictions = served
+                predictions = served  # before that it may be no probability of being shown at all
             if task == self._judged and self._gate.wants(now.samples):
                 self._tell_gate(now.steps, pairs, known, predictions, label, samples.rates[known])
         self._untold = np.concatenate(came or [_NOTHING_CAME])

@@ -1,4 +1,4 @@
-"""The second stage in one run: people are shown answers and react, and the ranker learns from it."""
+"""The second stage in one run: people are shown lists and react, and the ranker learns of it."""
 
 from __future__ import annotations
 

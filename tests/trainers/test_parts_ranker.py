@@ -55,7 +55,7 @@ def test_layers_side_by_side_are_as_many_layers() -> None:
 @pytest.mark.parametrize("bases", [1, 3])
 def test_towers_side_by_side_are_as_many_towers(bases: int) -> None:
     torch.manual_seed(0)
-    towers, base = Towers(3, 5, 4), torch.randn(7, bases, 5)
+    towers, base = Towers([0.0, -1.0, 2.0], 5, 4), torch.randn(7, bases, 5)
     found = towers(base)
     for k in range(3):
         hidden = (base[:, k % bases] @ towers.hidden[k] + towers.hidden_bias[k]).relu()

@@ -89,7 +89,7 @@ class DUPN(Multitask):
             self.weighs = nn.Parameter(torch.randn(config.attention))
             inputs, count = self.user_width + self.item_width, len(self.tasks)
             self.networks = Layers(count, inputs, config.hidden)
-            self.towers = Towers(count, config.hidden, config.tower)
+            self.towers = Towers(self.begins, config.hidden, config.tower)
 
     def user_part(self, users: Users, fields: Tensor) -> Tensor:
         who = fields.flatten(1)  # (m, w)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from streaming.errors import ConfigError
 from trainers.models import RANKING, register
 from trainers.models.esmm import ESMM
+from trainers.models.parts.ranker import RARE
 from trainers.tasks import Task
 
 
@@ -63,7 +64,7 @@ class ESM2(ESMM):
                 )
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, len(config.tasks) + 1)
+        super().__init__(config, [RARE])
         names = list(config.tasks)
         self._action, self._buy = names.index(config.action), names.index(config.buy)
 

@@ -14,7 +14,7 @@ What differs: any number of tasks, of which each may come after another (`traine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,14 +42,14 @@ class ESMM(Multitask):
         space: Literal["entire"] = "entire"
         hidden: PositiveInt = 64
 
-    def __init__(self, config: Config, networks: int | None = None) -> None:
-        """As many `networks` as tasks if None."""
+    def __init__(self, config: Config, more: Sequence[float] = ()) -> None:
+        """A network for each task, and some `more`, which begin there."""
         super().__init__(config)
-        networks = len(self.tasks) if networks is None else networks
+        begins = [*self.begins, *more]
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.networks = Layers(networks, self.user_width + self.item_width, config.hidden)
-            self.towers = Towers(networks, config.hidden, config.tower)
+            self.networks = Layers(len(begins), self.user_width + self.item_width, config.hidden)
+            self.towers = Towers(begins, config.hidden, config.tower)
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         hidden: Tensor = self.networks(inputs)

@@ -43,7 +43,7 @@ class MMoE(Multitask):
             torch.manual_seed(config.seed)
             self.experts = Layers(config.experts, inputs, config.expert)
             self.gates = nn.Linear(inputs, gates * config.experts, bias=False)
-            self.towers = Towers(len(self.tasks), config.expert, config.tower)
+            self.towers = Towers(self.begins, config.expert, config.tower)
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         experts, gates = inputs.through_all([self.experts.layer, self.gates])

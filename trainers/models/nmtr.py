@@ -50,7 +50,7 @@ class NMTR(Multitask):
             torch.manual_seed(config.seed)
             gmf, mlp = config.interaction != "mlp", config.interaction != "gmf"
             self.gmf = nn.Linear(width, count) if gmf else None
-            self.mlp = Towers(count, 2 * width, config.tower) if mlp else None
+            self.mlp = Towers(self.begins, 2 * width, config.tower) if mlp else None
             self.cascade = nn.Parameter(torch.ones(count - 1))
 
     def user_part(self, users: Users, fields: Tensor) -> Tensor:  # noqa: ARG002

@@ -38,7 +38,7 @@ class SharedBottom(Multitask):
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.bottom = Layers(1, self.user_width + self.item_width, config.bottom)
-            self.towers = Towers(len(self.tasks), config.bottom, config.tower)
+            self.towers = Towers(self.begins, config.bottom, config.tower)
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         shared: Tensor = self.bottom(inputs)

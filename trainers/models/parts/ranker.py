@@ -34,6 +34,8 @@ from trainers.softmax import Precision
 from trainers.table import TableConfig
 from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losses
 
+RARE = -3.0  # a logit
+
 
 @dataclass(frozen=True)
 class RankerConfig:
@@ -142,6 +144,13 @@ class Multitask(nn.Module):
         of_users, of_items = self.fields.of_users, self.fields.of_items
         self._crossed = [(of_users.index(u), of_items.index(i)) for u, i in config.crossed]
 
+    @property
+    def begins(self) -> list[float]:
+        """For each task near what its output is to begin: most that is shown is shown in vain, and
+        who begins in the middle has first to learn that.
+        """
+        return [RARE if task.is_binary else 0.0 for task in self.tasks.values()]
+
     # -- what a system says ----------------------------------------------------------------
 
     def user_part(self, users: Users, fields: Tensor) -> Tensor:  # noqa: ARG002
@@ -223,16 +232,19 @@ class Layers(nn.Module):
 
 
 class Towers(nn.Module):
-    """For each of K tasks one hidden layer: (n, K or 1, r) to (n, K), all in one product."""
+    """For each of K tasks one hidden layer: (n, K or 1, r) to (n, K), all in one product. Each
+    begins near what `begins` says.
+    """
 
-    def __init__(self, tasks: int, inputs: int, hidden: int) -> None:
+    def __init__(self, begins: Sequence[float], inputs: int, hidden: int) -> None:
         super().__init__()
-        one = [nn.Linear(inputs, hidden) for _ in range(tasks)]
-        last = [nn.Linear(hidden, 1) for _ in range(tasks)]
+        one = [nn.Linear(inputs, hidden) for _ in begins]
+        last = [nn.Linear(hidden, 1) for _ in begins]
         self.hidden = nn.Parameter(torch.stack([layer.weight.detach().T for layer in one]))
         self.hidden_bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in one]))
         self.last = nn.Parameter(torch.cat([layer.weight.detach() for layer in last]))  # (K, h)
-        self.last_bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in last]))  # (K,)
+        biases = torch.cat([layer.bias.detach() for layer in last])
+        self.last_bias = nn.Parameter(biases + torch.tensor(begins))  # (K,)
 
     def forward(self, base: Tensor) -> Tensor:
         read = base.expand(-1, len(self.hidden), -1).transpose(0, 1)  # (K, n, r)
