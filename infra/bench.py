@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import benchmarks
@@ -111,7 +112,7 @@ def _show(
     for figure, value in figures.items():
         low, high = promises.get(figure, (None, None))
         promised = "" if low is None else f"{low:g} to {high:g}"
-        table.add_row(figure, f"{value:,.4g}", promised)
+        table.add_row(escape(figure), f"{value:,.4g}", promised)
     console.print(table)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers.arrays import arrays_table, table_arrays
 from trainers.peers import Arrays
 from trainers.resharding import SavedRanks
 
@@ -34,6 +35,30 @@ class Moment(NamedTuple):
 
     steps: int
     samples: int
+
+
+class Evenly:
+    """Weighs steps so that every sample counts as much: a step is as long as the traffic makes it,
+    and a sample that comes alone says no more than one among hundreds.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0.0  # of steps, on average
+
+    def weight(self, size: int) -> float:
+        """How much a step of so many samples counts; the first one 1."""
+        self._size += (size - self._size) * (_SIZES if self._size else 1.0)
+        return size / self._size
+
+    def table(self) -> pa.Table:
+        """A shard of the cut; `load` takes it back."""
+        return arrays_table({"size": np.array([self._size])})
+
+    def load(self, table: pa.Table) -> None:
+        self._size = float(table_arrays(table)["size"][0])
+
+
+_SIZES = 1 / 64  # how much the size of a step says of that of steps
 
 
 class Family(Protocol):

@@ -23,7 +23,7 @@ from features.shown import Pairs, Shown, read_shown
 from streaming.event_columns import scenario_codes
 from trainers.arrays import arrays_table, table_arrays
 from trainers.calibration import CalibrationConfig, Calibrators
-from trainers.families import Batch, Moment
+from trainers.families import Batch, Evenly, Moment
 from trainers.gate import Gate
 from trainers.item_book import ItemBook
 from trainers.metrics import AUC, GAUC, Calibration, outcomes
@@ -36,7 +36,6 @@ from trainers.tasks import came_to_nothing, labels_read, roots
 from trainers.waiting import Waiting
 
 _POSITIVE = 0.5  # graded labels count as positive from here on
-_SIZES = 1 / 64  # how much the size of a step says of that of steps
 _REMEMBER = 2.0 ** (-1 / 5_000)  # of the mean rate, with every sample
 _LEAST = 1e-6  # a probability that is surer counts as this sure
 
@@ -88,7 +87,7 @@ class Ranking:
         self._waiting = Waiting(roots(tasks), config.waiting)
         self._judged = next((name for name in self._binary if tasks[name].after is None), None)
         self._rate = np.zeros(2)  # of the judged task: positives and samples, fading
-        self._size = 0.0  # of steps, on average
+        self._evenly = Evenly()
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -188,11 +187,7 @@ class Ranking:
         pass
 
     def weight(self, size: int) -> float:
-        """Every sample counts as much: a step is as long as the traffic makes it, and a click that
-        comes alone says no more than one among a hundred impressions.
-        """
-        self._size += (size - self._size) * (_SIZES if self._size else 1.0)
-        return size / self._size
+        return self._evenly.weight(size)
 
     def loss(self, samples: Shown, seed: int) -> Tensor:
         labels = {name: torch.tensor(label) for name, label in samples.labels.items()}
@@ -260,13 +255,13 @@ class Ranking:
 
     def common_state(self, since: int) -> dict[str, pa.Table]:
         calibrators = arrays_table(self._calibrators.state())
-        sizes = arrays_table({"size": np.array([self._size])})
-        return {"items": self.book.table(since), "calibrators": calibrators, "sizes": sizes}
+        steps = self._evenly.table()
+        return {"items": self.book.table(since), "calibrators": calibrators, "steps": steps}
 
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self.book.restore(shards["items"])
         self._calibrators.load(table_arrays(shards["calibrators"]))
-        self._size = float(table_arrays(shards["sizes"])["size"][0])
+        self._evenly.load(shards["steps"])
         if (own := saved.own("learning")) is not None:
             self._rate = own["rate"].copy()
         self._waiting.load(saved.handed_out("waiting"))

@@ -24,7 +24,7 @@ from trainers.arrays import arrays_table, rows_table
 from trainers.corpus import Corpus
 from trainers.descriptions import description_columns
 from trainers.evaluation import RankingQuality, best_scores, corpus_ranks, predicted_hits
-from trainers.families import Batch, Moment
+from trainers.families import Batch, Evenly, Moment
 from trainers.frequency import FrequencyConfig, FrequencyEstimator
 from trainers.gate import Gate, bits_of_ranks
 from trainers.models import RetrievalStep, Retriever
@@ -42,12 +42,14 @@ _PREDICT_EVERY, _PREDICTED = 8, 8
 class RetrievalConfig:
     """What retrieval models are trained and tested against.
 
-    `refresh` item vectors are renewed each step in turn, beside those of the step's items: none
-    is older than the number of items over `refresh`, in steps. `popularity_half_life` counts
-    samples.
+    With `evenly` every sample counts as much, else every step, however few samples it has: then
+    what comes alone is learnt at once, and what comes among many hardly; rankers learn evenly.
+    `refresh` item vectors are renewed each step in turn, beside those of the step's items: none is
+    older than the number of items over `refresh`, in steps. `popularity_half_life` counts samples.
     """
 
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    evenly: bool = False
     refresh: NonNegativeInt = 256
     recall_at: tuple[int, ...] = (10, 50)
     popularity_half_life: PositiveFloat = 20_000.0
@@ -86,6 +88,7 @@ class Retrieval:
         seeds = np.random.SeedSequence(seed, spawn_key=others)
         self._rng = np.random.Generator(np.random.PCG64(seeds))
         self._negatives = Negatives(config.negatives, self._rng)
+        self._evenly = Evenly() if config.evenly else None
         self._ranking = RankingQuality(config.recall_at)
         self._popularity = RankingQuality(config.recall_at, "popularity_")
 
@@ -166,8 +169,8 @@ class Retrieval:
         self._frequency.update(taken, elapsed=float(taken.size))
         self.corpus.count(self.corpus.find(taken), taken.size, self._config.popularity_half_life)
 
-    def weight(self, size: int) -> float:  # noqa: ARG002 - candidates of few samples are as many
-        return 1.0
+    def weight(self, size: int) -> float:
+        return 1.0 if self._evenly is None else self._evenly.weight(size)
 
     def loss(self, samples: Samples, seed: int) -> Tensor:
         history = samples.users.history
@@ -272,13 +275,16 @@ class Retrieval:
         }
 
     def common_state(self, since: int) -> dict[str, pa.Table]:
-        return {"corpus": self.corpus.table(since)}
+        steps = {} if self._evenly is None else {"steps": self._evenly.table()}
+        return {"corpus": self.corpus.table(since), **steps}
 
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self._estimator.load(saved.frequency())
         for name, quality in (("ranking", self._ranking), ("popularity", self._popularity)):
             saved.metric(name, quality, lambda: RankingQuality(self._config.recall_at))
         self.corpus.restore(shards["corpus"])
+        if self._evenly is not None and "steps" in shards:
+            self._evenly.load(shards["steps"])
         if (own := saved.own("negatives")) is not None:
             self._negatives.load(own)
         if (own := saved.own("rng")) is not None:

@@ -78,6 +78,20 @@ def test_what_depends_on_the_user_alone_is_computed_once_for_him(
     assert read == [3]
 
 
+def test_what_is_crossed_is_read_as_the_product_of_unit_vectors(pairs: Pairs) -> None:
+    fields = {"fields": ("user_id", "scenario", "item_id", "genres"), "width": 4}
+    crossed = {"crossed": [["scenario", "genres"], ["user_id", "item_id"]]}
+    plain, model = create("shared_bottom", fields), create("shared_bottom", {**fields, **crossed})
+    assert model.item_width == plain.item_width + 2 * 4
+    users = model.fields.users(model.tables, pairs.users)[pairs.user_of]
+    items = model.fields.items(model.tables, pairs.items)
+    read = model._inputs(pairs, None).items[:, -8:]
+    for k, (user, item) in enumerate(((1, 1), (0, 0))):
+        cosine = F.cosine_similarity(users[:, user], items[:, item])
+        found = read[:, 4 * k : 4 * k + 4].sum(1) / 2.0  # 2 is the root of the width
+        torch.testing.assert_close(found, cosine)
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -89,6 +103,8 @@ def test_what_depends_on_the_user_alone_is_computed_once_for_him(
         ({"fields": ("item_id", "genres")}, ["fields", "item_id, genres", "users"]),
         ({"fields": ("user_id",)}, ["fields", "user_id", "items"]),
         ({"fields": ()}, ["fields", "none"]),
+        ({"crossed": [["history", "shop"]]}, ["crossed = ['history', 'shop']", "`fields`"]),
+        ({"crossed": [["item_id", "history"]]}, ["crossed = ['item_id', 'history']"]),
         ({"position": {"how": "pray"}}, ["position.how", "'pray'"]),
         ({"balance": {"how": "toss"}}, ["balance.how", "'toss'"]),
     ],

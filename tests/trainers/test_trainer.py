@@ -159,6 +159,19 @@ def test_a_restored_trainer_ends_with_the_bits_of_an_unbroken_one(
     assert restored.metrics == unbroken.metrics
 
 
+def test_one_that_learns_evenly_goes_on_evenly(
+    stream: list[Record], small: TrainerConfig, tmp_path: Path, assert_same_state: SameState
+) -> None:
+    even = replace(small, evenly=True)
+    unbroken = Trainer(even, "a")
+    unbroken.on_batch(stream[:7])
+    restored = Trainer(even, "b", on_disk(tmp_path / "cut", unbroken))
+    for trainer in (unbroken, restored):
+        trainer.on_batch(stream[7:])
+    assert_same_state(on_disk(tmp_path / "one", restored), on_disk(tmp_path / "two", unbroken))
+    assert restored.family.weight(1) == unbroken.family.weight(1) < 0.5
+
+
 def test_a_snapshot_restored_and_taken_again_is_the_same_snapshot(
     stream: list[Record], small: TrainerConfig, tmp_path: Path, assert_same_state: SameState
 ) -> None:

@@ -40,6 +40,7 @@ class NMTR(Multitask):
         """
 
         space: Literal["shown"] = "shown"
+        crossed: tuple[()] = ()  # its interaction is a product already
         interaction: Literal["gmf", "mlp", "neumf"] = "neumf"
 
     def __init__(self, config: Config) -> None:

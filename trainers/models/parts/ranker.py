@@ -41,8 +41,8 @@ RARE = -3.0  # a logit
 class RankerConfig:
     """`tasks` are labels of samples, learnt in a `space` (`trainers.tasks.Task`). `fields` are
     those of `parts.fields`, of width `width`; `tower` is that of the hidden layer of a task's own.
-    Each of the `crossed`, a field of users and one of items, is read besides as the product of both,
-    number by number, of unit vectors: what a hidden layer is slow to find (Rendle et al., *Neural
+    Of the `crossed`, each a field of users and one of items, it also reads the product of both,
+    number by number, as unit vectors: what a hidden layer is slow to find (Rendle et al., *Neural
     Collaborative Filtering vs. Matrix Factorization Revisited*, RecSys 2020).
     """
 
