@@ -29,7 +29,13 @@ from streaming.sources.choice import ChoiceConfig
 from trainers.tasks import Space
 from trainers.trainer import Trainer, TrainerConfig
 
-SEEDS = (1, 2, 3, 4, 5)  # what comes of so few purchases differs
+SEEDS = (
+    11,
+    12,
+    13,
+    14,
+    15,
+)  # settings were chosen by others; what comes of so few purchases differs
 # Purchases are rarer than the world has them: some follow three in a hundred clicks.
 RARE = Setting(replace(WORLD, days=12, choice=ChoiceConfig(buy_after_action=-1.8, buy_at_once=-5)))
 

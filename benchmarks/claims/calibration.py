@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import FIELDS, Impressions, Setting, impressions, predicted
 from benchmarks._streams import seeded
 from streaming.log import Record
@@ -156,6 +156,7 @@ CLAIMS = (
             f"{figure} {how}",
             f"{figure} none",
             reproduces=(figure, how) != ("ece", "platt"),
+            seeds=FRESH,
         )
         for figure, says in (
             ("off", "scenarios are nearer to what comes about with {} curves"),
@@ -170,6 +171,7 @@ CLAIMS = (
         "log loss isotonic",
         "log loss none",
         margin=0.001,
+        seeds=FRESH,
     ),
     Claim(
         "lists_ece_isotonic",
@@ -177,6 +179,7 @@ CLAIMS = (
         measure,
         "lists ece isotonic",
         "lists ece none",
+        seeds=FRESH,
     ),
     Claim(
         "lists_log_loss",
@@ -185,5 +188,6 @@ CLAIMS = (
         "lists log loss isotonic",
         "log loss isotonic",
         margin=0.002,
+        seeds=FRESH,
     ),
 )

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, impressions, once, true
 from features.coec import Coec, CoecConfig, CountedBaseline, CountedConfig, Shown
 from streaming.event_columns import NONE, scenario_codes
@@ -153,6 +153,7 @@ CLAIMS = (
         world,
         ours="coec",
         baseline="rate",
+        seeds=FRESH,
     ),
     Claim(
         "trivago",
@@ -161,6 +162,7 @@ CLAIMS = (
         ours="coec",
         baseline="rate",
         reproduces=False,
+        seeds=FRESH,
     ),
     Claim(
         "open_bandit",
@@ -169,5 +171,6 @@ CLAIMS = (
         ours="coec",
         baseline="rate",
         margin=0.01,
+        seeds=FRESH,
     ),
 )

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks._auc import auc
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._conversions import RARE, Way, learner, teach
 from benchmarks._impressions import FIELDS, Asked, asked, impressions, predicted
 from features.shown import Pairs
@@ -85,16 +85,16 @@ CLAIMS = (
     Claim(
         "transfer",
         "what other tasks taught of users makes an unseen task better than alone",
-        measure, "transferred", "alone", reproduces=False,
-    ),
+        measure, "transferred", "alone", reproduces=False, seeds=FRESH,
+),
     Claim(
         "transfer_all",
         "and so who takes that action, of all who are shown something",
-        measure, "transferred_all", "alone_all",
-    ),
+        measure, "transferred_all", "alone_all", seeds=FRESH,
+),
     Claim(
         "split",
         "a user computed once gives what computing him for each item gives",
-        measure, "split", "whole", margin=1e-5,
-    ),
+        measure, "split", "whole", margin=1e-5, seeds=FRESH,
+),
 )  # fmt: skip

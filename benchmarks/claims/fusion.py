@@ -159,7 +159,7 @@ def _doubles(predictions: Mapping[str, np.ndarray]) -> dict[str, Floats]:
     return {name: made.astype(np.float64) for name, made in predictions.items()}
 
 
-_SEEDS = (1, 2, 3, 4, 5, 6)
+_SEEDS = (11, 12, 13, 14, 15, 16)
 CLAIMS = (
     Claim(
         "sum", "the tuned sum earns more than any task alone",

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._auc import auc
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from features.batch import Ids, Items, Jagged, Users
 from features.shown import Pairs
 from streaming.errors import SourceError
@@ -61,7 +61,7 @@ _NETWORKS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "omoe": ("omoe", _EXPERTS),
     "shared": ("shared_bottom", {"bottom": 113}),
 }
-_SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
+_SEEDS = (11, 12, 13, 14, 15, 16, 17, 18)
 _FOLDER, _FILE = "census-income-kdd", "census-income.test.gz"
 _EDUCATION, _MARRIED, _WEIGHT, _INCOME = 4, 7, 24, 41
 _NUMBERS = (5, 16, 17, 18)  # dollars: an hour, gained, lost, of dividends
@@ -247,21 +247,21 @@ CLAIMS = (
     Claim(
         "income",
         "on Census-Income MMoE tells the income better than the shared bottom",
-        census, "mmoe_income", "shared_income", reproduces=False,
-    ),
+        census, "mmoe_income", "shared_income", reproduces=False, seeds=FRESH,
+),
     Claim(
         "income_single",
         "and than a single task",
-        census, "mmoe_income", "single_income", reproduces=False,
-    ),
+        census, "mmoe_income", "single_income", reproduces=False, seeds=FRESH,
+),
     Claim(
         "education",
         "and the education better than the shared bottom",
-        census, "mmoe_education", "shared_education", reproduces=False,
-    ),
+        census, "mmoe_education", "shared_education", reproduces=False, seeds=FRESH,
+),
     Claim(
         "education_single",
         "and than a single task",
-        census, "mmoe_education", "single_education", reproduces=False,
-    ),
+        census, "mmoe_education", "single_education", reproduces=False, seeds=FRESH,
+),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._positions import found, off, orders
 from trainers.models.parts.position_bias import PositionConfig
 
@@ -41,6 +41,7 @@ CLAIMS = (
         measure,
         ours="pal",
         baseline="ignore",
+        seeds=FRESH,
     ),
     Claim(
         "feature",
@@ -49,6 +50,7 @@ CLAIMS = (
         ours="pal",
         baseline="feature",
         reproduces=False,
+        seeds=FRESH,
     ),
     Claim(
         "places",
@@ -57,5 +59,6 @@ CLAIMS = (
         ours="pal",
         baseline="clicked",
         reproduces=False,
+        seeds=FRESH,
     ),
 )

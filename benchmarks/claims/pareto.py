@@ -24,7 +24,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
 from trainers.models.parts.balance import BalanceConfig, make_balance
 from trainers.tasks import Task
@@ -106,6 +106,7 @@ CLAIMS = (
         plain,
         ours="second at 0.5",
         baseline="second at 0",
+        seeds=FRESH,
     ),
     Claim(
         "first",
@@ -113,6 +114,7 @@ CLAIMS = (
         plain,
         ours="first at 0",
         baseline="first at 0.5",
+        seeds=FRESH,
     ),
     Claim(
         "worse",
@@ -120,6 +122,7 @@ CLAIMS = (
         plain,
         ours="worse at 0.2",
         baseline="worse at fixed",
+        seeds=FRESH,
     ),
     Claim(
         "click",
@@ -127,6 +130,7 @@ CLAIMS = (
         world,
         ours="click, for click",
         baseline="click, free",
+        seeds=FRESH,
     ),
     Claim(
         "watch",
@@ -135,5 +139,6 @@ CLAIMS = (
         ours="watch, for watch",
         baseline="watch, for click",
         reproduces=False,
+        seeds=FRESH,
     ),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._positions import orders
 from trainers.models.parts.position_bias import PositionConfig
 
@@ -37,6 +37,7 @@ CLAIMS = (
         measure,
         ours="feature",
         baseline="ignore",
+        seeds=FRESH,
     ),
     Claim(
         "served",
@@ -45,5 +46,6 @@ CLAIMS = (
         ours="sixth",
         baseline="feature",
         margin=0.01,
+        seeds=FRESH,
     ),
 )

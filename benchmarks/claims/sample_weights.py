@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
 
 _SETTING = Setting(replace(WORLD, days=12))
@@ -48,6 +48,7 @@ CLAIMS = (
         measure,
         ours="buys at 10",
         baseline="buys at 0",
+        seeds=FRESH,
     ),
     Claim(
         "costs",
@@ -55,6 +56,7 @@ CLAIMS = (
         measure,
         ours="clicks at 3",
         baseline="clicks at 30",
+        seeds=FRESH,
     ),
     Claim(
         "little",
@@ -63,5 +65,6 @@ CLAIMS = (
         ours="clicks at 1",
         baseline="clicks at 0",
         margin=0.015,
+        seeds=FRESH,
     ),
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._positions import orders
 from trainers.models.parts.position_bias import PositionConfig
 
@@ -30,5 +30,6 @@ CLAIMS = (
         measure,
         ours="shallow",
         baseline="ignore",
+        seeds=FRESH,
     ),
 )

@@ -17,7 +17,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
 from streaming.log import Record
 from streaming.samples import decode_samples, encode_samples
@@ -60,6 +60,7 @@ CLAIMS = (
         measure,
         ours="uncertainty, tenths",
         baseline="fixed, tenths",
+        seeds=FRESH,
     ),
     Claim(
         "unit",
@@ -68,5 +69,6 @@ CLAIMS = (
         ours="uncertainty, tenths",
         baseline="uncertainty, whole",
         margin=0.01,
+        seeds=FRESH,
     ),
 )

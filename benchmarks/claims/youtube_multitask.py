@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks._claims import Claim, Report
+from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._conversions import Way, learner, parts, teach
 from benchmarks._impressions import WORLD, Setting, agreement, asked, predicted
 
@@ -47,11 +47,11 @@ CLAIMS = (
     Claim(
         "over_none",
         "with the tower, clicks rank nearer to relevance than without",
-        measure, "shallow", "ignore",
-    ),
+        measure, "shallow", "ignore", seeds=FRESH,
+),
     Claim(
         "feature",
         "and no worse than with the position as a feature",
-        measure, "shallow", "feature", margin=0.01, reproduces=False,
-    ),
+        measure, "shallow", "feature", margin=0.01, reproduces=False, seeds=FRESH,
+),
 )  # fmt: skip
