@@ -34,7 +34,7 @@ from trainers.softmax import Precision
 from trainers.table import TableConfig
 from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losses
 
-RARE = -3.0  # a logit
+RARE = -2.0  # a logit
 
 
 @dataclass(frozen=True)
