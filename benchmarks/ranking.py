@@ -61,7 +61,12 @@ _SAMPLES_A_DAY = 5_000
 _ASKED = 30
 
 UNBOUNDED = float("inf")
-PROMISES: dict[str, tuple[float, float]] = {}
+PROMISES: dict[str, tuple[float, float]] = {
+    "world.mmoe.calibration[click]": (0.8, 1.25),
+    "world.mmoe.normalised_entropy[click]": (0.0, 1.0),
+    "world.mmoe_esmm.auc[buy]": (0.75, 1.0),
+    "world.esm2.relevance": (0.7, 1.0),
+}
 
 
 @dataclass(frozen=True)

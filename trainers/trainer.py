@@ -38,7 +38,7 @@ from trainers.arrays import (
 )
 from trainers.families import Batch, Moment
 from trainers.gate import Gate, GateConfig, Soundness, size_of
-from trainers.models import create, family_of
+from trainers.models import RANKING, create, family_of
 from trainers.peers import Alone, Arrays, Peers
 from trainers.ranking import Ranking, RankingConfig
 from trainers.resharding import SavedRanks, shard_name
@@ -137,7 +137,7 @@ class Trainer:
 
     def _make_family(self) -> Any:
         config, model = self._config, self.model
-        if family_of(config.model) == "ranking":
+        if family_of(config.model) == RANKING:
             return Ranking(model, config, self._peers, self.gate)
         return Retrieval(
             model, config, config.device, config.wire, config.seed, self._peers, self.gate

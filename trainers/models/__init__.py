@@ -170,7 +170,7 @@ def family_of(name: str) -> str:
         ConfigError: as `find`.
     """
     _class(name)
-    return _FAMILIES[name]
+    return _FAMILIES.get(name, RETRIEVAL)
 
 
 def about(name: str) -> About:
