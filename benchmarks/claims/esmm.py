@@ -10,10 +10,10 @@ loss: the paper's baseline, to which no other task teaches embeddings. In the en
 purchase has the weight 30, over clicks 3: with 1 it is a small part of a mean over all rows, and
 ESMM finds less than `clicked`.
 
-Who buys of all who are shown something is told better. Conversion alone is not: three seeds of five
-are for ESMM and two against it. In this world people who click convert by the same law as those who
-do not, so clicks are a narrow sample but no wrong one. So it was with one purchase in a hundred
-clicks (.655 and .661 against .634 and .682).
+Who buys of all who are shown something is told better. Of conversion alone five seeds do not make
+sure (settings were chosen on others, where three were for ESMM and two against it). In this world
+people who click convert by the same law as those who do not, so clicks are a narrow sample but no
+wrong one. So it was with one purchase in a hundred clicks (.655 and .661 against .634 and .682).
 """
 
 from __future__ import annotations

@@ -4,7 +4,11 @@ Not one paper's claim but the seed of two: ESMM's networks share embeddings only
 know nothing of each other's order. Together they are held against each alone, on the planted world
 with few purchases, by the AUC of buying once clicked and of buying, over all pairs of the last
 fifth, by the world's own probabilities. What MMoE says of conversion is its purchase over its
-click. Over ESMM nothing is gained: two tasks that are this near to each other need no experts.
+click.
+
+Neither reproduces. Weights and rates of purchases were chosen on seeds 1 to 5, and there it was
+ahead of MMoE (by .038); on others MMoE is ahead (by .030), and so is ESMM: two tasks that are this
+near to each other need no experts.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ CLAIMS = (
     Claim(
         "over_mmoe",
         "who would buy, better than MMoE",
-        measure, "mmoe_esmm", "mmoe", seeds=SEEDS,
+        measure, "mmoe_esmm", "mmoe", seeds=SEEDS, reproduces=False,
     ),
     Claim(
         "over_esmm",
@@ -34,6 +38,6 @@ CLAIMS = (
     Claim(
         "purchases",
         "who buys, better than MMoE",
-        measure, "mmoe_esmm_ctcvr", "mmoe_ctcvr", seeds=SEEDS,
+        measure, "mmoe_esmm_ctcvr", "mmoe_ctcvr", seeds=SEEDS, reproduces=False,
     ),
 )  # fmt: skip

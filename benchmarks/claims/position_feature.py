@@ -7,7 +7,7 @@ that is told where an item stood need not take the place's doing for the item's.
 Here: MMoE with one task on the planted world, where a policy puts items in an order of their own
 (`benchmarks._positions`), how well what it serves ranks by the true relevance, against the same
 network that is told nothing. As in the paper, much may hang on the place that is served: the top is
-compared with the sixth.
+compared with the sixth; that makes little difference, and three seeds do not bound it by .01.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ CLAIMS = (
         ours="sixth",
         baseline="feature",
         margin=0.01,
+        reproduces=False,
         seeds=FRESH,
     ),
 )
