@@ -57,7 +57,7 @@ def models(
 
 
 def _show_one(one: About, figures: dict[str, dict[str, float]], *, as_json: bool) -> None:
-    from trainers.models import find
+    from trainers.models import RETRIEVAL, find
 
     _, config = find(one.name, {})
     options = dict(_options(config))
@@ -69,10 +69,12 @@ def _show_one(one: About, figures: dict[str, dict[str, float]], *, as_json: bool
     console.print(Markdown(one.paper))
     console.print(f"reads {', '.join(one.reads) or '-'}")
     for source, found in figures.items():
-        console.print(f"{source}: " + ", ".join(f"{k} {v:,.4g}" for k, v in found.items()))
+        told = ", ".join(f"{name} {value:,.4g}" for name, value in found.items())
+        console.print(f"{source}: {told}", markup=False)  # auc[click]
     console.print()
     console.print(Markdown(_about_options(config)))
-    table = Table("trainer.options.", "default")
+    where = "trainer" if one.family == RETRIEVAL else f"models.{one.name}"
+    table = Table(f"{where}.options.", "default")
     for option, default in options.items():
         table.add_row(option, "none" if default is None else json.dumps(default, default=asdict))
     console.print(table)
