@@ -5,7 +5,7 @@ and watch of its answers is what it learns from next, so each system lives in a 
 They are
 
 - `popular`: what everybody does lately;
-- `retrieval`: the recipe's retriever, as it proposes;
+- `retrieval`: the recipe's retriever, as it proposes, learnt `evenly`;
 - `ranker`: and its ranker, which orders what is proposed, without regard to positions;
 - `debiased`: and what the recipe does about the bias of positions;
 
@@ -115,6 +115,7 @@ class Life:
         recipe = load_recipe("world")
         self._recipe = replace(
             recipe,
+            trainer=replace(recipe.trainer, evenly=True),  # visits are fewer than the log's
             recommend=replace(
                 recipe.recommend, within_ms=PATIENT_MS, source_within_ms=PATIENT_MS, ranker_from=0
             ),

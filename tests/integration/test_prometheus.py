@@ -166,6 +166,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     home = Home(tmp_path_factory.mktemp("watched") / "home")
     table = tomllib.loads((RECIPES / "world.toml").read_text())
     table["replay"] = {"limit": REPLAYED}
+    table["models"] = {}  # alerts are of the model that is asked
     labels = {"click": {"window_s": 3}, "like": {"window_s": 3, "after": "click"}}
     table["joiner"]["impressions"] = {"keep_negatives": 0.5, "labels": labels}
     table["trainer"]["publish_every_s"] = 0.5  # into an object store, which takes some work
