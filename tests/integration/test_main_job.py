@@ -128,7 +128,7 @@ def test_all_processes_are_found_and_tell_figures_by_the_rules(running: Service)
     for process, address in targets(running).items():
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
             told[process] = answer.read().decode()
-    assert told.keys() == {"run", "joiner", "aggregator", "trainer"}
+    assert told.keys() == {"run", "joiner", "aggregator", "trainer", "trainer-mmoe"}
     for process, exposition in told.items():
         checked = subprocess.run(
             ["promtool", "check", "metrics"], input=exposition, text=True, capture_output=True,
@@ -155,7 +155,8 @@ def test_all_processes_are_found_and_tell_figures_by_the_rules(running: Service)
     assert figures["headrace_replica_behind_seconds",] < 60
     assert figures["headrace_loop_records_total", "catalog"] > 0
     lags = [one for one in parse(told["run"]) if one.name == "headrace_group_lag_records"]
-    assert {one.labels["group"] for one in lags} == {"joiner", "aggregator", "catalog", "trainer"}
+    groups = {one.labels["group"] for one in lags}
+    assert groups == {"joiner", "aggregator", "catalog", "trainer", "trainer-mmoe"}
     assert {one.labels["partition"] for one in lags} == {"0"}
 
 
