@@ -26,6 +26,7 @@ from trainers.calibration import CalibrationConfig, Calibrators
 from trainers.families import Batch, Evenly, Moment
 from trainers.gate import Gate
 from trainers.item_book import ItemBook
+from trainers.item_response import OUTCOME, ItemResponseConfig, ItemResponses, saved_responses
 from trainers.metrics import AUC, GAUC, Calibration, outcomes
 from trainers.models import Ranker, RankingStep
 from trainers.peers import Arrays, Peers
@@ -45,11 +46,12 @@ class RankingConfig:
     """What rankers are learnt and served with beside themselves.
 
     What came to something waits, up to `waiting` samples, until it is known what was shown in vain
-    at the same time; with 0 it is learnt as it comes.
+    at the same time; with 0 it is learnt as it comes. `response` is for a ranker that reads `coec`.
     """
 
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     waiting: NonNegativeInt = 20_000
+    response: ItemResponseConfig = field(default_factory=ItemResponseConfig)
 
 
 class ServedCalibration(Calibration):
@@ -85,6 +87,8 @@ class Ranking:
         self._calibrators = Calibrators(self._binary, config.calibration)
         self._untold = _NOTHING_CAME  # of predictions since the others were told
         self._waiting = Waiting(roots(tasks), config.waiting)
+        self._response = config.response
+        self._responses = ItemResponses(config.response) if self._model.reads_coec else None
         self._judged = next((name for name in self._binary if tasks[name].after is None), None)
         self._rate = np.zeros(2)  # of the judged task: positives and samples, fading
         self._evenly = Evenly()
@@ -93,10 +97,11 @@ class Ranking:
 
     def read(self, batch: pa.RecordBatch | None) -> Batch:
         if batch is None:
-            return Batch(None, 0, _NOTHING, [_NOTHING, _NOTHING, _NO_FIELDS, _NOTHING])
+            return Batch(None, 0, _NOTHING, _NOTHING_TOLD)
         rows = self._waiting.take(batch)
         items, shown = read_declarations(batch), read_shown(rows, labels_read(self._model.tasks))
-        told = _Told(items.ids, items.tokens.values, items.fields, items.tokens.offsets)
+        outcomes = _NO_OUTCOMES if self._responses is None else self._outcomes(shown)
+        told = _Told(items.ids, items.tokens.values, items.fields, items.tokens.offsets, outcomes)
         if not len(shown.pairs):
             return Batch(None, 0, _NOTHING, told)
         return Batch(shown, len(shown.pairs), shown.at_us.max(keepdims=True), told)
@@ -104,7 +109,8 @@ class Ranking:
     def declare(self, told: Sequence[Arrays], samples: Shown | None) -> Shown | None:
         for rank in map(_Told._make, told):
             if rank.declared.size:
-                self.book.add(rank.items)
+                items = rank.items
+                self.book.add(items if self._responses is None else self._responses.on(items))
         return None if samples is None else self.describe(samples)
 
     def describe(self, samples: Shown) -> Shown:
@@ -119,16 +125,33 @@ class Ranking:
             samples, pairs=replace(pairs, users=users, items=self.book.items(pairs.items.ids))
         )
 
+    def _outcomes(self, samples: Shown) -> NDArray[np.void]:
+        """What came of each impression, by the label that comes first."""
+        label = samples.labels[roots(self._model.tasks)[0]]
+        known = np.flatnonzero(~np.isnan(label))
+        pairs, clicked = samples.pairs, label[known] >= _POSITIVE
+        rows = np.empty(len(known), OUTCOME)
+        rows["item_id"], rows["at_us"] = pairs.items.ids[known], samples.at_us[known]
+        rows["position"] = pairs.positions[known]
+        rows["scenario"] = pairs.users.scenarios[pairs.user_of[known]]
+        rows["clicked"] = clicked
+        rows["stands_for"] = self._stands_for(samples)[known]
+        return rows
+
+    def _stands_for(self, samples: Shown) -> NDArray[np.float32]:
+        """For how many impressions each sample stands (n,): of those in vain some were left out."""
+        labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
+        nothing = came_to_nothing(self._model.tasks, labels).numpy()
+        found: NDArray[np.float32] = 1.0 / np.where(nothing, samples.rates, np.float32(1.0))
+        return found
+
     # -- testing ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def test(self, samples: Shown, now: Moment) -> None:
         pairs = samples.pairs
         predicted = self._model.predict(pairs)
-        labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
-        nothing = came_to_nothing(self._model.tasks, labels).numpy()
-        kept = np.where(nothing, samples.rates, np.float32(1.0))
-        weights = 1.0 / kept  # for those left out
+        weights = self._stands_for(samples)
         for name in samples.scenarios:
             self._scenarios.code(name)
         codes = pairs.users.scenarios[pairs.user_of]
@@ -184,7 +207,13 @@ class Ranking:
     # -- learning --------------------------------------------------------------------------
 
     def note(self, told: Sequence[Arrays]) -> None:
-        pass
+        if self._responses is None:
+            return
+        outcomes = np.concatenate([_Told._make(rank).outcomes for rank in told])
+        self._responses.update(outcomes)
+        changed = self._responses.changed(self.book.items(np.unique(outcomes["item_id"])))
+        if len(changed.ids):
+            self.book.add(changed)
 
     def weight(self, size: int) -> float:
         return self._evenly.weight(size)
@@ -254,14 +283,19 @@ class Ranking:
         return {**arrays, "waiting": self._waiting.table()}
 
     def common_state(self, since: int) -> dict[str, pa.Table]:
-        calibrators = arrays_table(self._calibrators.state())
-        steps = self._evenly.table()
-        return {"items": self.book.table(since), "calibrators": calibrators, "steps": steps}
+        return {
+            "items": self.book.table(since),
+            "calibrators": arrays_table(self._calibrators.state()),
+            "steps": self._evenly.table(),
+            **({} if self._responses is None else self._responses.tables()),
+        }
 
     def restore(self, saved: SavedRanks, shards: Mapping[str, pa.Table]) -> None:
         self.book.restore(shards["items"])
         self._calibrators.load(table_arrays(shards["calibrators"]))
         self._evenly.load(shards["steps"])
+        if self._responses is not None:
+            self._responses = saved_responses(self._response, shards)
         if (own := saved.own("learning")) is not None:
             self._rate = own["rate"].copy()
         self._waiting.load(saved.handed_out("waiting"))
@@ -277,19 +311,21 @@ class Ranking:
 
 
 class _Told(NamedTuple):
-    """The items that a rank's micro-batch describes."""
+    """The items that a rank's micro-batch describes, and what came of those it showed."""
 
     declared: Ids
     tokens: Ids
     fields: NDArray[np.int32]
     offsets: Ids
+    outcomes: NDArray[np.void]
 
     @property
     def items(self) -> Items:
         return Items(self.declared, Jagged(self.tokens, self.offsets), self.fields)
 
 
-_NOTHING, _NO_FIELDS = np.empty(0, np.int64), np.empty(0, np.int32)
+_NOTHING, _NO_OUTCOMES = np.empty(0, np.int64), np.empty(0, OUTCOME)
+_NOTHING_TOLD = _Told(_NOTHING, _NOTHING, np.empty(0, np.int32), _NOTHING, _NO_OUTCOMES)
 _CAME = np.dtype(
     [
         ("task", np.int32),  # its number

@@ -39,6 +39,7 @@ from tests.trainers.contract import (
     strangers,
 )
 from trainers.arrays import table_tensors, tensors_table
+from trainers.item_response import OUTCOME, ItemResponseConfig, ItemResponses
 from trainers.models import RANKING, RankingStep, about, create, find
 from trainers.models.parts.balance import BalanceConfig
 from trainers.models.parts.position_bias import PositionConfig
@@ -356,6 +357,25 @@ def test_wears_every_correction_of_positions_and_balance_in_every_space(
         assert_sound(model, found, len(step.pairs))
         if space != "shown":
             assert (found["buy"] <= found["click"]).all()
+
+
+def test_reads_how_items_do_where_they_are_shown(name: str) -> None:
+    model = made(name, fields=(*ALL["fields"], "coec"))
+    assert model.reads_coec
+    assert not made(name).reads_coec
+    responses = ItemResponses(ItemResponseConfig())
+    counted = np.zeros(ITEMS, OUTCOME)
+    counted["item_id"], counted["stands_for"] = np.arange(ITEMS), 1.0
+    counted["clicked"] = np.arange(ITEMS) % 2
+    responses.update(counted)
+    plain = some_pairs()
+    told = dataclasses.replace(plain, items=responses.on(plain.items))
+    dense = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number in range(3):
+        dense.zero_grad()
+        train(model, some_step(model, told, number))
+        dense.step()
+    assert not torch.allclose(predicted(model, told), predicted(model, plain), atol=1e-6)
 
 
 def off_by(model: Any, step: RankingStep) -> float:

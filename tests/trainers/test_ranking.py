@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from features.batch import Items, Jagged
 from features.definitions import SAMPLE_FEATURES
 from features.shown import Pairs
 from streaming.artefact import Artefact, read_artefact, write_artefact
 from streaming.errors import ConfigError
-from streaming.event_columns import scenario_codes
+from streaming.event_columns import field_codes, scenario_codes
 from streaming.log import DEAD_LETTERS, SAMPLES, Record
 from streaming.samples import decode_samples, encode_samples, sample_schema
 from trainers.arrays import table_arrays
@@ -70,8 +71,14 @@ class Believer:
     tables: Mapping[str, Any] = {}
     reads = ()
 
-    def __init__(self, believed: float = 0.5, tasks: Mapping[str, Task] | None = None) -> None:
+    def __init__(
+        self,
+        believed: float = 0.5,
+        tasks: Mapping[str, Task] | None = None,
+        reads_coec: bool = False,
+    ) -> None:
         self.tasks = tasks or BUYS_TOO
+        self.reads_coec = reads_coec
         self.believed: float | Sequence[float] = believed
         self.learnt: list[RankingStep] = []
 
@@ -96,6 +103,7 @@ def take(ranking: Ranking, rows: Rows) -> None:
     samples = ranking.declare([mine.told], mine.samples)
     if samples is not None:
         ranking.test(samples, Moment(0, 0))
+        ranking.note([mine.told])
         ranking.loss(samples, 0)
     ranking.refresh([mine.told])
 
@@ -307,6 +315,52 @@ def test_the_order_within_requests_is_learnt(loss: str, one_step: TrainerConfig)
     assert found["recent_served_log_loss[click]"] < found["recent_log_loss[click]"]
 
 
+# How items do where they are shown
+
+
+def of_coec(items: Items) -> list[int | None]:
+    """Of each item the value of the field, None if it has none."""
+    values = items.of_field(int(field_codes(["coec"])[0]))
+    return [None if not one.size else int(one[0]) for one in np.split(*_ends(values))]
+
+
+def _ends(lists: Jagged) -> tuple[Any, Any]:
+    return lists.values, lists.offsets[1:-1]
+
+
+def test_a_step_is_learnt_with_how_items_did_before_it() -> None:
+    model = Believer(reads_coec=True)
+    ranking = made(model, waiting=0)
+    take(ranking, [declared(5, 50)])
+    for _ in range(2):
+        take(ranking, [shown(5, 1.0, position=0), shown(6, 0.0, position=0)])
+    first, second = (step.pairs.items for step in model.learnt)
+    assert of_coec(first) == [None, None]
+    well, badly = of_coec(second)
+    assert None is not well != badly
+    assert second.tokens.values.tolist() == [50, well, badly]
+    both = np.array([5, 6])
+    well, badly = of_coec(ranking.book.items(both))
+    take(ranking, [declared(5, 51), declared(6, 61)])  # described anew, they do as before
+    assert ranking.book.items(both).tokens.values.tolist() == [51, well, 61, badly]
+
+
+def test_a_version_tells_of_the_items_that_do_otherwise_than_they_did() -> None:
+    ranking = made(Believer(reads_coec=True), waiting=0)
+    take(ranking, [shown(item, float(item == 1), position=0) for item in (1, 2, 3)])
+    told = ranking.clock
+    assert ranking.shards(-1)["items"]["id"].to_pylist() == [1, 2, 3]
+    take(ranking, [shown(2, 1.0, position=0)])
+    assert ranking.shards(told)["items"]["id"].to_pylist() == [2]
+
+
+def test_without_that_field_nothing_is_counted() -> None:
+    ranking = made(Believer(), waiting=0)
+    take(ranking, [shown(1, 1.0, position=0)])
+    assert not len(ranking.book)
+    assert "coec_responses" not in ranking.common_state(-1)
+
+
 # In the trainer
 
 
@@ -331,6 +385,13 @@ def lists(one_step: TrainerConfig) -> TrainerConfig:
     return replace(one_step, options={**one_step.options, "tasks": tasks})
 
 
+@pytest.fixture(scope="session")
+def responses(one_step: TrainerConfig) -> TrainerConfig:
+    """One that also reads how items do where they are shown."""
+    fields = (*one_step.options["fields"], "coec")
+    return replace(one_step, options={**one_step.options, "fields": fields})
+
+
 @pytest.fixture(scope="module")
 def steps() -> list[Record]:
     """Clicks, and what came to nothing, of requests that begin in one step and end in another."""
@@ -341,6 +402,7 @@ def steps() -> list[Record]:
         for _ in range(20):
             request = int(rng.integers(max(0, step - 2), step + 1))
             more = {"request_id": request, "user_id": request, "negative_rate": 0.5}
+            more["position"] = len(rows) % 6
             where = str(rng.choice(["home", "deals"]))
             click = float(rng.random() < 0.3)
             more["at"] = NOW_US + request + int(2 * click)  # so that clicks have to wait
@@ -355,7 +417,7 @@ def on_disk(path: Path, state: Artefact) -> Artefact:
     return read_artefact(path)
 
 
-@pytest.mark.parametrize("config", ["one_step", "lists"])
+@pytest.mark.parametrize("config", ["one_step", "lists", "responses"])
 def test_a_cut_goes_on_bit_for_bit(
     config: str,
     request: pytest.FixtureRequest,
@@ -442,6 +504,26 @@ def test_ranks_calibrate_alike_and_tell_of_all(
     )
     assert len(state.shards["items"]) == 13
     assert table_arrays(state.shards["calibrators"])["codes"].size == 2
+
+
+def test_ranks_know_alike_how_items_do(
+    responses: TrainerConfig, steps: list[Record], together: Callable[..., list[Any]]
+) -> None:
+    def of_rank(exchange: Exchange) -> Artefact:
+        trainer = Trainer(responses, "a", None, Ranks(exchange))
+        for pair in range(0, 12, 2):
+            trainer.step(steps[pair + exchange.rank])
+        return trainer.family.book.table(-1), trainer.snapshot()
+
+    (first, state), (second, part) = together(2, of_rank)
+    assert first.equals(second)
+    alone = Trainer(responses, "a")
+    alone.on_batch(steps[:12])
+    assert first["id"].equals(alone.family.book.table(-1)["id"])
+    heir = Trainer(responses, "a", Artefact(state.meta, {**state.shards, **part.shards}))
+    assert heir.family.book.table(-1).equals(first)
+    for name in ("coec_responses", "positions_responses"):
+        assert heir.snapshot().shards[name].equals(state.shards[name])
 
 
 def test_of_what_waits_in_several_ranks_all_goes_on_waiting(

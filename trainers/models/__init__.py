@@ -113,6 +113,7 @@ class Ranker(Protocol):
     tables: Mapping[str, EmbeddingTable]
     describes: bool
     reads: tuple[str, ...]
+    reads_coec: bool  # of items how they do where they are shown: `trainers.item_response`
 
     def predict(self, pairs: Pairs) -> Mapping[str, Tensor]:
         """Of each task (n,): the probability of a label, or its value, if the pair is shown; at

@@ -2,7 +2,8 @@
 
 A field is an id (`user_id`, `item_id`, `scenario`, `hour`), the mean of some (`history`, the items
 of the newest actions; `disliked`, of those that did not please), or any field of the items'
-descriptions by its own name, such as `category`: the mean of its values.
+descriptions by its own name, such as `category`: the mean of its values. Such a one is `coec`, how
+an item does where it is shown (`trainers.item_response`).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from features.batch import Users
 from features.shown import Pairs
 from streaming.errors import ConfigError
+from trainers.item_response import COEC
 from trainers.models import RankingStep
 from trainers.models.parts.balance import BalanceConfig, make_balance
 from trainers.models.parts.chance import generator
@@ -72,6 +73,12 @@ class RankerConfig:
                 raise ConfigError(
                     f"crossed = {[user, item]}: a field of users and one of items, both of `fields`"
                 )
+        first = self.tasks.get(roots(self.tasks)[0])
+        if COEC in self.fields and first is not None and not first.is_binary:
+            raise ConfigError(
+                f"fields = {', '.join(self.fields)}: {COEC} counts what comes of showing an item,"
+                f" and {roots(self.tasks)[0]} is a value: put a binary task before it"
+            )
         self.position.columns(self.tasks)
         self.balance.bounds(self.tasks)
 
@@ -129,6 +136,7 @@ class Multitask(nn.Module):
         super().__init__()
         self.config = config
         self.tasks: Mapping[str, Task] = config.tasks
+        self.reads_coec = COEC in config.fields
         self.space: Space = config.space
         self.tables = tables(config.table, config.width, config.seed, *TABLES)
         self.fields = Fields(config.fields, config.history)
