@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from infra.home import Home
+from infra.home import DAILY, TRAINER, Home, daily_group
 from infra.recipe import Recipe
 from streaming.archive import Archive
 from streaming.archive_records import ArchivedSamples
@@ -41,13 +41,13 @@ from trainers.trainer_metrics import TrainerMetrics
 from trainers.version_store import VersionStore
 from trainers.versions import Version, VersionInfo, new_lineage
 
-GROUP = "daily"
 _TURN = TopicPartition(VERSIONS, 0)  # its position in the group is the number of the last notices
 _LINEAGES_KEPT = 2
 
 
 class DailyTraining:
-    """Learns days of a home's archive; goes on from what the last one, however it ended, learnt.
+    """Learns days of a home's archive with the model of a role; goes on from what the last one,
+    however it ended, learnt.
 
     Cuts are made as the recipe's `trainer_loop` says, and when a day ends or a stop is asked for.
     Versions go out at the end of each day, and with `publish_every_s` also within it. What is
@@ -66,6 +66,7 @@ class DailyTraining:
         recipe: Recipe,
         home: Home,
         log: Log,
+        role: str = TRAINER,
         *,
         publish_every_s: float | None = None,
         metrics: Metrics | None = None,
@@ -84,15 +85,16 @@ class DailyTraining:
             open_artefacts(recipe.versions or home.versions), may_wait=False
         )
         self._cuts = CutDirectory(
-            home.cuts(GROUP), recipe.trainer_loop.cuts_kept, recipe.trainer_loop.deltas
+            home.cuts(daily_group(role)), recipe.trainer_loop.cuts_kept, recipe.trainer_loop.deltas
         )
         # Every version has a snapshot, and whether it is time for one is decided here.
-        self._trainer_config = replace(recipe.trainer, publish_every_s=0.0, snapshot_every=1)
+        self._trainer_config = replace(recipe.trainers[role], publish_every_s=0.0, snapshot_every=1)
         self._durable: Any = None  # the mark of the last cut that this process made
         self._notices: list[Append] = []
         self._lineages: list[str] = []
         self.begun: str | None = None  # the day that was not learnt to its end
-        self._number = _number_in(log)
+        self._group = daily_group(role)
+        self._number = _number_in(log, self._group)
         self._publish_within = publish_every_s is not None
         self._commit_every_s = publish_every_s or recipe.trainer_loop.cut_every_s
         self._due_s = clock() + self._commit_every_s
@@ -153,7 +155,7 @@ class DailyTraining:
         # The store knows only of this process's own, and a day has perhaps no more than one.
         self._lineages = [name for name in self._lineages if name != self._lineage]
         for old in self._lineages[: 1 - _LINEAGES_KEPT]:
-            self._versions.remove_lineage(self._trainer_config.model, old)
+            self._versions.remove_lineage(self._trainer_config.called, old)
         self._lineages = [*self._lineages[1 - _LINEAGES_KEPT :], self._lineage]
         return versions
 
@@ -161,7 +163,7 @@ class DailyTraining:
         mark = self.trainer.mark()
         whole = self._durable is None or not self._cuts.continuable
         state = self.trainer.snapshot() if whole else self.trainer.changes(self._durable)
-        state.meta[GROUP] = {
+        state.meta[DAILY] = {
             "number": self._number + bool(self._notices),
             "notices": [_in_json(notice) for notice in self._notices],
             "lineages": self._lineages,
@@ -176,7 +178,7 @@ class DailyTraining:
     def _notify(self, notices: Sequence[Append]) -> None:
         if not notices:
             return
-        with self._log.transaction(GROUP) as transaction:
+        with self._log.transaction(self._group) as transaction:
             transaction.append(notices)
             transaction.advance({_TURN: self._number}, {_TURN: self._number + 1})
         self._number += 1
@@ -196,15 +198,15 @@ class DailyTraining:
 
     def _go_on(self, state: Artefact) -> None:
         """Appends the notices of the last cut, if its process died before it could."""
-        daily = state.meta[GROUP]
+        daily = state.meta[DAILY]
         self._lineages, self.begun = list(daily["lineages"]), daily["begun"]
         if daily["number"] == self._number + 1:
             self._notify([_from_json(notice) for notice in daily["notices"]])
 
 
-def _number_in(log: Log) -> int:
+def _number_in(log: Log, group: str) -> int:
     try:
-        return log.positions(GROUP, [VERSIONS])[_TURN]
+        return log.positions(group, [VERSIONS])[_TURN]
     except KeyError:
         raise LogError(
             f"the log has no topic {VERSIONS}: `headrace topics --apply` makes it"

@@ -46,9 +46,10 @@ def daily(  # noqa: PLR0913 - the options of a command
     **For example**, every night: `headrace daily my-recipe.toml`
 
     **What serves it**: `headrace run --learning daily`, which takes events in, archives them and
-    answers, and takes each version without a restart. A `headrace run` that learns in realtime is
+    answers, and takes each version without a restart. Models of
+    `[models]` learn too, one after another. A `headrace run` that learns in realtime is
     a trainer too, and a home has one at a time. Daily learning has a model of its own, in
-    HEADRACE_HOME/cuts/daily; to start it over, delete that.
+    HEADRACE_HOME/cuts/daily (others in daily-NAME); to start it over, delete that.
     """
     from infra.daily_days import Choice
     from infra.daily_run import learn_days

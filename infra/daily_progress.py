@@ -14,12 +14,19 @@ _LINE_EVERY_S = 5.0
 
 
 class DailyReporter:
-    """Told how many rows of a day are done; `metrics` are asked for only when they are shown."""
+    """Told how many rows of a day are done; `metrics` are asked for only when they are shown. What
+    it says begins with `name`.
+    """
 
     def __init__(
-        self, days: Mapping[str, int], metrics: Callable[[], Mapping[str, float]], console: Console
+        self,
+        days: Mapping[str, int],
+        metrics: Callable[[], Mapping[str, float]],
+        console: Console,
+        name: str = "",
     ) -> None:
         self._days = days
+        self._name = name
         self._metrics = metrics
         self._console = console
         self._bar = Progress(
@@ -60,7 +67,7 @@ class DailyReporter:
         self._bar.reset(
             self._task,
             total=self._days[day],
-            description=f"{day} ({number:,} of {len(self._days):,})",
+            description=f"{self._name} {day} ({number:,} of {len(self._days):,})".lstrip(),
         )
 
     def update(self, done: int) -> None:
@@ -88,19 +95,26 @@ class DailyReporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        named = f"{self._name}: {text}" if self._name else text
+        self._console.print(named, highlight=False, soft_wrap=True)
 
     def _figures(self) -> str:
         rate = f"{self.rows / self.seconds:,.0f} samples/s"
-        return "  ".join([rate, recall_text(self._metrics())]).rstrip()
+        return "  ".join([rate, quality_text(self._metrics())]).rstrip()
 
 
-def recall_text(metrics: Mapping[str, float]) -> str:
-    """Recall at the largest k, and that of popularity; nothing before the first liked sample.
+def quality_text(metrics: Mapping[str, float]) -> str:
+    """Of a retriever the recall at the largest k, and that of popularity; of a ranker the AUC of
+    each task; nothing before there is any.
 
-    >>> recall_text({"recall@10": 0.1, "recall@50": 0.25, "popularity_recall@50": 0.125})
+    >>> quality_text({"recall@10": 0.1, "recall@50": 0.25, "popularity_recall@50": 0.125})
     'recall@50 0.250 (popularity 0.125)'
+    >>> quality_text({"auc[click]": 0.65, "gauc[click]": 0.6, "auc[buy]": 0.75})
+    'AUC of click 0.650, AUC of buy 0.750'
     """
+    tasks = {name[4:-1]: auc for name, auc in metrics.items() if name.startswith("auc[")}
+    if tasks:
+        return ", ".join(f"AUC of {task} {auc:.3f}" for task, auc in tasks.items())
     ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
     if not ks:
         return ""

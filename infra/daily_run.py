@@ -12,8 +12,8 @@ from rich.console import Console
 from infra.archive import open_archive
 from infra.daily import DailyTraining
 from infra.daily_days import Choice, closed_days, waiting_rows
-from infra.daily_progress import DailyReporter, recall_text
-from infra.home import Home
+from infra.daily_progress import DailyReporter, quality_text
+from infra.home import Home, daily_group
 from infra.recipe import Recipe
 from infra.signals import stopped_by_signals
 from infra.targets import telling
@@ -29,7 +29,8 @@ def learn_days(
     console: Console,
     publish_every_s: float | None = None,
 ) -> None:
-    """Learns until the last chosen day is learnt, or Ctrl-C or a polite kill asks for a stop.
+    """Learns until the last chosen day is learnt by each model, one model after another, or until
+    Ctrl-C or a polite kill asks for a stop.
 
     Raises:
         HeadraceError: it cannot start, or cannot go on.
@@ -40,21 +41,29 @@ def learn_days(
         samples = ArchivedSamples(archive)
         now_us = time.time_ns() // 1000
         days = closed_days(samples, choice, now_us, recipe.archive.closed_after_h)
-        metrics = stack.enter_context(telling(recipe.metrics, home, "daily"))
-        training = DailyTraining(
-            recipe, home, log, publish_every_s=publish_every_s, metrics=metrics
-        )
-        with archive.locked("write"):  # the files of one write are there all or none
-            rows = waiting_rows(samples, log, days, training.positions)
-        if training.begun in days:  # perhaps all of it is learnt, and only its version is not out
-            rows = {day: rows.get(day, 0) for day in days if day in {*rows, training.begun}}
         stopping = threading.Event()
-        with DailyReporter(rows, lambda: training.trainer.metrics, console) as reporter:
-            if rows:
-                with stopped_by_signals(stopping):
+        for role, config in recipe.trainers.items():
+            name = config.called if len(recipe.trainers) > 1 else ""
+            with ExitStack() as its_own:
+                metrics = its_own.enter_context(telling(recipe.metrics, home, daily_group(role)))
+                training = DailyTraining(
+                    recipe, home, log, role, publish_every_s=publish_every_s, metrics=metrics
+                )
+                with archive.locked("write"):  # the files of one write are there all or none
+                    rows = waiting_rows(samples, log, days, training.positions)
+                if training.begun in days:  # perhaps only the version of it is not out
+                    rows = {day: rows.get(day, 0) for day in days if day in {*rows, training.begun}}
+                reporter = its_own.enter_context(
+                    DailyReporter(rows, lambda of=training: of.trainer.metrics, console, name)
+                )
+                if rows:
+                    its_own.enter_context(stopped_by_signals(stopping))
                     _learn(training, rows, stopping, reporter)
-            else:
-                reporter.say(f"All {len(days):,} days up to {days[-1]} are learnt: nothing to do.")
+                else:
+                    done = f"All {len(days):,} days up to {days[-1]} are learnt: nothing to do."
+                    reporter.say(done)
+            if stopping.is_set():
+                break
 
 
 def _learn(
@@ -78,8 +87,8 @@ def _learn(
         f"{number} learnt{f' up to {learnt[-1]}' if learnt else ''}: {reporter.rows:,} samples in"
         f" {reporter.seconds:.1f} s, {rate:,.0f} a second."
     )
-    if recall := recall_text(training.trainer.metrics):
-        reporter.say(f"{recall} so far, each sample ranked before it was learnt.")
+    if quality := quality_text(training.trainer.metrics):
+        reporter.say(f"{quality} so far, each sample ranked before it was learnt.")
     if training.version is not None:
         reporter.say(f"Version {training.version.name} is published.")
     if training.begun is not None:

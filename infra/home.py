@@ -14,6 +14,18 @@ from streaming.errors import ConfigError
 
 # From the stream by an actor of `headrace run`, or from the archive by `headrace daily`.
 Learning = Literal["realtime", "daily"]
+TRAINER = "trainer"  # the role of who trains [trainer]'s model; of others it begins so
+DAILY = "daily"
+
+
+def daily_group(role: str) -> str:
+    """What learning by day of a role's model goes by, in the log, in metrics and among the cuts.
+
+    >>> daily_group("trainer"), daily_group("trainer-mmoe")
+    ('daily', 'daily-mmoe')
+    """
+    return DAILY + role.removeprefix(TRAINER)
+
 
 # What `clear` removes: not the locks, for one that is removed no longer keeps anybody out.
 _STATE = (

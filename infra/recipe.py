@@ -13,7 +13,7 @@ from features.behaviour import BehaviourConfig
 from features.catalog import CatalogConfig
 from features.skew import SkewConfig
 from features.store_config import StoreConfig
-from infra.home import Learning
+from infra.home import TRAINER, Learning
 from infra.logs import LogsConfig
 from infra.monitor.monitor import MonitorConfig
 from infra.recipe_file import RECIPES, read_recipe
@@ -39,9 +39,8 @@ from trainers.models import find as find_model
 from trainers.models import names as registered
 from trainers.trainer import TrainerConfig
 
-__all__ = ["NO_SOURCE", "RECIPES", "TRAINER", "Recipe", "load_recipe"]
+__all__ = ["NO_SOURCE", "RECIPES", "Recipe", "load_recipe"]
 NO_SOURCE = "none"  # live events only
-TRAINER = "trainer"  # the role of who trains [trainer]'s model
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,7 @@ class Recipe:
 
     @cached_property
     def trainers(self) -> Mapping[str, TrainerConfig]:
-        """Each model's, by the role of who trains it; that of [trainer] first. By day it is the
-        only one.
-        """
-        if self.learning == "daily":
-            return {TRAINER: self.trainer}
+        """Each model's, by the role of who trains it; that of [trainer] first."""
         beside = {f"{TRAINER}-{name}": self._beside(name) for name in self.models}
         return {TRAINER: self.trainer, **beside}
 

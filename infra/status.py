@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from infra.home import Home
+from infra.home import DAILY, Home, daily_group
 from serving.times import time_text
 from streaming.cuts import CutDirectory
 from streaming.log import EVENTS, NOBODY, SAMPLES, TOPICS, VERSIONS, Log, TopicPartition
@@ -117,7 +117,11 @@ def status(log: Log, home: Home) -> dict[str, Any]:
         "positions": where.positions,
         "lag": where.lag,
         "joiner": joiner_counts(home.cuts("joiner")),
-        "daily": daily_counts(home.cuts("daily")),
+        "daily": daily_counts(home.cuts(DAILY)),
+        "daily_beside": {
+            model: daily_counts(home.cuts(daily_group(role)))
+            for role, model in list(home.models.items())[1:]
+        },
         "version": None if shown is None else shown["name"],
         "newest_version": shown,
         "watermark": None if version is None else time_text(version["watermark_us"]),
@@ -158,6 +162,9 @@ def show_status(found: dict[str, Any], console: Console) -> None:
     console.print(f"dead letters  {found['dead_letters']:,} waiting", highlight=False)
     if found["daily"] is not None:
         console.print(f"daily         {_learnt_by_day(found['daily'])}", highlight=False)
+    for model, counts in found["daily_beside"].items():
+        if counts is not None:
+            console.print(f"daily         {model}: {_learnt_by_day(counts)}", highlight=False)
     version = found["newest_version"]
     if version is None:
         console.print("version       none yet")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from infra.home import Home
-from infra.recipe import TRAINER, Recipe
+from infra.home import TRAINER, Home
+from infra.recipe import Recipe
 from infra.tracing import open_tracing
 from streaming.archive import Archive
 from streaming.archiver import GROUP as ARCHIVE

@@ -26,9 +26,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infra.cli import app
-from infra.daily import GROUP, DailyTraining
+from infra.daily import DailyTraining
 from infra.daily_progress import DailyReporter
-from infra.home import Home
+from infra.home import DAILY, Home
 from infra.recipe import Recipe, load_recipe
 from infra.targets import targets
 from infra.wiring import archiver, joiner_loop
@@ -142,9 +142,9 @@ def snapshots(log: Log) -> int:
 
 def state_in(home: Home) -> Artefact:
     """What the newest cut has of the trainer."""
-    state, _ = CutDirectory(home.cuts(GROUP)).newest()
+    state, _ = CutDirectory(home.cuts(DAILY)).newest()
     assert state is not None
-    return Artefact({n: v for n, v in state.meta.items() if n != GROUP}, state.shards)
+    return Artefact({n: v for n, v in state.meta.items() if n != DAILY}, state.shards)
 
 
 def assert_same(one: Artefact, other: Artefact) -> None:
@@ -267,7 +267,7 @@ def test_a_damaged_cut_costs_no_more_than_learning_again(
     recipe: Recipe, home: Home, log: Log, undisturbed: Artefact
 ) -> None:
     learn_all(recipe, home, log)
-    newest = sorted(home.cuts(GROUP).glob("cut-*"))[-1]
+    newest = sorted(home.cuts(DAILY).glob("cut-*"))[-1]
     shutil.rmtree(newest)
     training = DailyTraining(recipe, home, log)
     assert training.learn(DAYS[-1], threading.Event())
@@ -348,7 +348,7 @@ def test_a_state_that_cannot_be_used_says_how_to_start_over_and_keep_the_archive
     recipe: Recipe, home: Home, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert DailyTraining(recipe, home, log).learn(DAYS[0], threading.Event())
-    cuts = home.cuts(GROUP)
+    cuts = home.cuts(DAILY)
     wider = replace(recipe.trainer, options={**recipe.trainer.options, "width": 4})
     over = f"or delete {cuts} to learn all that is archived again$"
     with pytest.raises(ArtefactError, match=f"undo the change, {over}"):
@@ -594,7 +594,7 @@ def test_after_a_kill_the_same_command_goes_on(
         env=environment,
         stderr=subprocess.PIPE,
     )
-    while not list(home.cuts(GROUP).glob("cut-*3")):
+    while not list(home.cuts(DAILY).glob("cut-*3")):
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()

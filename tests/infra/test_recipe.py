@@ -84,10 +84,10 @@ def test_models_beside_take_over_what_they_do_not_say(tmp_path: Path) -> None:
     assert trainers["trainer-other"].options == {"interests": 2}
 
 
-def test_by_day_the_model_of_trainer_learns_alone(tmp_path: Path) -> None:
+def test_by_day_there_are_the_same_models(tmp_path: Path) -> None:
     file = tmp_path / "daily.toml"
     file.write_text("learning = 'daily'\n[models.mind]\n")
-    assert list(load_recipe(str(file)).trainers) == ["trainer"]
+    assert list(load_recipe(str(file)).trainers) == ["trainer", "trainer-mind"]
 
 
 def test_a_ranker_finds_nothing_by_itself(tmp_path: Path) -> None:
