@@ -1,4 +1,5 @@
-"""A home to serve from: items, users with histories, and versions of a model of both.
+"""A home to serve from: items, users with histories, and versions of two models of both, that of
+`[trainer]` and the recipe's ranker.
 
 Items lie in clusters on the unit sphere, as learnt vectors do; users act within some clusters. The
 versions are not learnt: each delta moves what it touches a little.
@@ -17,14 +18,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks._service import changed_recipe
+from features.batch import Items, Jagged
 from infra.home import Home
 from infra.recipe import Recipe, load_recipe
 from infra.wiring import aggregator_loop
+from streaming.event_columns import field_codes
 from streaming.events import EVENT_SCHEMA, encode_events
 from streaming.ids import stable_ids
 from streaming.log import Log
 from streaming.open_log import open_log
 from trainers.arrays import matrix_column, tensors_table
+from trainers.calibration import Curves
+from trainers.descriptions import description_columns
 from trainers.models import create
 from trainers.version_store import VersionStore
 from trainers.versions import Version, VersionInfo
@@ -32,6 +37,7 @@ from trainers.versions import Version, VersionInfo
 Matrix = NDArray[np.float32]
 _HISTORY = 30
 _CLUSTERS = 500
+_RANKER = "trainer-mmoe"
 _AT_ONCE = 4_096
 _GENRES = ("War", "Drama", "Comedy", "Kids", "Crime", "Western", "Musical", "Romance")
 
@@ -62,6 +68,9 @@ class Shop:
         self._options = {"width": width, "hidden": 128, "history": 50, "temperature": 0.07}
         model = create("two_tower", self._options)
         self._dense = tensors_table(model.state_dict())
+        self._ranker = self.recipe.trainers[_RANKER]
+        self._ranks = create(self._ranker.model, self._ranker.options)
+        self._ranked = 0  # versions of the ranker in its lineage
 
     def close(self) -> None:
         """Lets go of the log."""
@@ -85,16 +94,19 @@ class Shop:
     def publish_snapshot(self, *, lineage: str | None = None) -> VersionInfo:
         """All of the model, as a version that needs no other."""
         if lineage is not None:
-            self._lineage, self._number = lineage, 0
-        return self._publish(None, np.arange(len(self.items)), np.arange(len(self.users)))
+            self._lineage, self._number, self._ranked = lineage, 0, 0
+        everything = np.arange(len(self.items)), np.arange(len(self.users))
+        self._publish_ranker(None, *everything)
+        return self._publish(None, *everything)
 
     def publish_delta(self, items: int, users: int) -> VersionInfo:
         """A version in which so many items and users have moved a little."""
         moved = self._rng.integers(0, len(self.items), items)
         step = 0.02 * self._rng.normal(size=(items, self._width))
         self.vectors[moved] = _unit(self.vectors[moved] + step)
-        changed = self._rng.integers(0, len(self.users), users)
-        return self._publish(self._number - 1, np.unique(moved), np.unique(changed))
+        changed = np.unique(self._rng.integers(0, len(self.users), users))
+        self._publish_ranker(self._ranked - 1, np.unique(moved), changed)
+        return self._publish(self._number - 1, np.unique(moved), changed)
 
     def _publish(self, base: int | None, items: Any, users: Any) -> VersionInfo:
         info = VersionInfo(
@@ -119,6 +131,39 @@ class Shop:
         self.log.append(self.store.execute([Version(info, shards)]))
         self._number += 1
         return info
+
+    def _publish_ranker(self, base: int | None, items: Any, users: Any) -> None:
+        now_us = time.time_ns() // 1000
+        info = VersionInfo(
+            model=self._ranker.called,
+            lineage=self._lineage,
+            number=self._ranked,
+            base=base,
+            watermark_us=now_us,
+            learnt_logged_us=now_us,
+            step=self._ranked,
+            options=dict(self._ranker.options),
+            metrics={"samples": 1e6},
+        )
+        tokens = stable_ids(f"genres={genre}" for genre in _GENRES)
+        genres = tokens[self._cluster[items] % len(_GENRES)]
+        ids = self._ids["item"][items]
+        fields = np.full(len(items), field_codes(["genres"])[0], np.int32)
+        described = Items(ids, Jagged.of(genres, np.ones(len(items), np.int64)), fields)
+        rows = {"item": ids, "user": self._ids["user"][users], "token": tokens}
+        width = self._ranks.config.width
+        shards = {
+            f"table-{name}": self._drawn(rows.get(name, np.empty(0, np.int64)), width)
+            for name in self._ranks.tables
+        }
+        shards["items"] = pa.table({"id": ids, **description_columns(described)})
+        shards["calibration"] = Curves({}).table()
+        shards["dense"] = tensors_table(self._ranks.state_dict())
+        self.log.append(self.store.execute([Version(info, shards)]))
+        self._ranked += 1
+
+    def _drawn(self, ids: Any, width: int) -> pa.Table:
+        return _rows(ids, 0.1 * self._rng.normal(size=(len(ids), width)).astype(np.float32))
 
     def _declared(self, start: int, now_us: int) -> pa.RecordBatch:
         names = self.items[start : start + _AT_ONCE]

@@ -1,11 +1,12 @@
 """Answers while versions come: how long they take, and whether any request ever fails.
 
 100,000 items, 20,000 users with histories, one `headrace serve` in a process of its own, and a
-publisher that brings a delta of 10,000 rows every 250 ms (each row also a vector in the index). All
-that belongs to an answer is on: features from the store, all sources, filters for what is not
-available, impressions back to the log. Requests come at Poisson times, 200 a second, over kept
-connections, and the clock of each starts at its time, not when a connection is free. The figures
-are the medians of three rounds.
+publisher that brings a delta of 10,000 rows every 250 ms (each row also a vector in the index), and
+one of the ranker. All that belongs to an answer is on: features from the store, all sources,
+filters for what is not available, the ranker, impressions back to the log. Requests come at Poisson
+times, 200 a second, over kept connections, and the clock of each starts at its time, not when a
+connection is free. The figures are the medians of three rounds; `unranked` are those of a scenario
+that has no ranker, in rounds of its own between them.
 
 Then ten times as many for five seconds: what cannot be answered is shed (429), so that the rest
 need not wait for it.
@@ -42,10 +43,13 @@ RATE, SECONDS, ROUNDS = 200.0, 20, 3
 STORM = 10 * RATE
 DELTA_ROWS, EVERY_S = 10_000, 0.25
 REQUESTS, CONNECTIONS = 100_000, 8
+_UNRANKED = "unranked"
+_RECIPE = {f"recommend.scenarios.{_UNRANKED}.ranker": "none"}
 
 PROMISES = {
     "answer_ms_p50": (0.0, 5.0),
     "answer_ms_p99": (0.0, 20.0),
+    "answers_ranked": (1.0, 1.0),  # or it was measured without
     "failed": (0.0, 0.0),
     "failed_at_200_a_second": (0.0, 0.0),
     "storm_neither_answered_nor_shed": (0.0, 0.0),
@@ -65,18 +69,23 @@ def run(report: Report) -> dict[str, float]:
 
         quiet = asyncio.run(load(Balancer([first.port]), _path, RATE, int(RATE * 5)))  # warm up
         report(f"warm: p50 {quiet.at(0.5):.2f} ms")
-        rounds = []
+        rounds: dict[str, list[Told]] = {"": [], "unranked_": []}
         for _ in range(ROUNDS):
-            told = asyncio.run(load(Balancer([first.port]), _path, RATE, int(RATE * SECONDS)))
-            report(f"{told.outcomes.total():,} at {RATE:g}/s: p50 {told.at(0.5):.2f} ms, p99"
-                   f" {told.at(0.99):.2f} ms, {dict(told.outcomes)}")  # fmt: skip
-            rounds.append(told)
-        figures |= {
-            "answer_ms_p50": median(told.at(0.5) for told in rounds),
-            "answer_ms_p99": median(told.at(0.99) for told in rounds),
-            "answer_ms_max": max(max(told.took_ms) for told in rounds),
-            "failed_at_200_a_second": sum(told.failed for told in rounds),
-        }
+            for name, path in (("", _path), ("unranked_", _unranked)):
+                told = asyncio.run(load(Balancer([first.port]), path, RATE, int(RATE * SECONDS)))
+                report(f"{name}{told.outcomes.total():,} at {RATE:g}/s: p50 {told.at(0.5):.2f} ms,"
+                       f" p99 {told.at(0.99):.2f} ms, {dict(told.outcomes)}")  # fmt: skip
+                rounds[name].append(told)
+        for name, each in rounds.items():
+            figures |= {
+                f"{name}answer_ms_p50": median(told.at(0.5) for told in each),
+                f"{name}answer_ms_p99": median(told.at(0.99) for told in each),
+                f"{name}answer_ms_max": max(max(told.took_ms) for told in each),
+            }
+        figures["failed_at_200_a_second"] = sum(
+            told.failed for each in rounds.values() for told in each
+        )
+        figures["answers_ranked"] = float(_asks_a_ranker(first))
         storm = asyncio.run(load(Balancer([first.port]), _path, STORM, int(STORM * 5), 256))
         figures |= {
             "storm_answered_a_second": storm.outcomes["200"] / 5,
@@ -138,7 +147,7 @@ class Publisher:
 
 def _publish(home: Path, ready: Event, stopping: Event, anew: Event, versions: Any) -> None:
     """The body of the publisher's process."""
-    with closing(Shop(home, ITEMS, USERS, {})) as shop:
+    with closing(Shop(home, ITEMS, USERS, _RECIPE)) as shop:
         shop.stock(lambda _: None)
         shop.publish_snapshot()
         ready.set()
@@ -193,3 +202,13 @@ def _through_everything(
 def _path(number: int) -> str:
     user = number * 7_919 % USERS
     return f"/v1/recommend?user_id=u{user}&k=10"
+
+
+def _unranked(number: int) -> str:
+    return f"{_path(number)}&scenario={_UNRANKED}"
+
+
+def _asks_a_ranker(served: Service) -> bool:
+    """Whether those answers have a ranker's predictions, and those of the scenario have none."""
+    ranked, plain = (served.get(f"{path(1)}&explain=true") for path in (_path, _unranked))
+    return ranked["ranker"] is not None and plain["ranker"] is None

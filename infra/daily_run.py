@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -36,16 +35,13 @@ def learn_days(
         HeadraceError: it cannot start, or cannot go on.
     """
     archive = open_archive(home)
-    with ExitStack() as stack:
-        stack.enter_context(home.locked_for_training("headrace daily"))
+    with home.locked_for_training("headrace daily"):
         samples = ArchivedSamples(archive)
         now_us = time.time_ns() // 1000
         days = closed_days(samples, choice, now_us, recipe.archive.closed_after_h)
         stopping = threading.Event()
         for role, config in recipe.trainers.items():
-            name = config.called if len(recipe.trainers) > 1 else ""
-            with ExitStack() as its_own:
-                metrics = its_own.enter_context(telling(recipe.metrics, home, daily_group(role)))
+            with telling(recipe.metrics, home, daily_group(role)) as metrics:
                 training = DailyTraining(
                     recipe, home, log, role, publish_every_s=publish_every_s, metrics=metrics
                 )
@@ -53,17 +49,26 @@ def learn_days(
                     rows = waiting_rows(samples, log, days, training.positions)
                 if training.begun in days:  # perhaps only the version of it is not out
                     rows = {day: rows.get(day, 0) for day in days if day in {*rows, training.begun}}
-                reporter = its_own.enter_context(
-                    DailyReporter(rows, lambda of=training: of.trainer.metrics, console, name)
-                )
-                if rows:
-                    its_own.enter_context(stopped_by_signals(stopping))
-                    _learn(training, rows, stopping, reporter)
-                else:
-                    done = f"All {len(days):,} days up to {days[-1]} are learnt: nothing to do."
-                    reporter.say(done)
+                name = config.called if len(recipe.trainers) > 1 else ""
+                _learn_model(training, days, rows, stopping, console, name)
             if stopping.is_set():
                 break
+
+
+def _learn_model(
+    training: DailyTraining,
+    days: Sequence[str],
+    rows: Mapping[str, int],
+    stopping: threading.Event,
+    console: Console,
+    name: str,
+) -> None:
+    with DailyReporter(rows, lambda: training.trainer.metrics, console, name) as reporter:
+        if rows:
+            with stopped_by_signals(stopping):
+                _learn(training, rows, stopping, reporter)
+        else:
+            reporter.say(f"All {len(days):,} days up to {days[-1]} are learnt: nothing to do.")
 
 
 def _learn(

@@ -142,8 +142,8 @@ class Ranking:
         """For how many impressions each sample stands (n,): of those in vain some were left out."""
         labels = {name: torch.from_numpy(label) for name, label in samples.labels.items()}
         nothing = came_to_nothing(self._model.tasks, labels).numpy()
-        found: NDArray[np.float32] = 1.0 / np.where(nothing, samples.rates, np.float32(1.0))
-        return found
+        kept: NDArray[np.float32] = np.where(nothing, samples.rates, np.float32(1.0))
+        return np.reciprocal(kept)
 
     # -- testing ---------------------------------------------------------------------------
 

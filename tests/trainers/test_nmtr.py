@@ -67,6 +67,15 @@ def test_users_and_items_are_sums_of_their_fields_and_meet_as_the_formula_says(
     torch.testing.assert_close(found, model.cascaded(wanted))
 
 
+@pytest.mark.parametrize("interaction", ["gmf", "mlp", "neumf"])
+def test_what_is_binary_begins_rare(interaction: str) -> None:
+    model = made(interaction=interaction)
+    model.cascade.data.zero_()
+    pairs = torch.zeros(5, 1, 12)
+    click, watch, cart, buy = model.outputs(pairs).sigmoid().mean(0).tolist()
+    assert max(click, cart, buy) < 0.3 < watch
+
+
 @pytest.mark.parametrize("space", ["entire", "after"])
 def test_any_other_space_is_refused(space: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.options\.space = .*'shown'"):

@@ -21,7 +21,7 @@ def test_each_layer_gets_what_it_would_alone_and_its_gradient(
     layers: list[nn.Linear], precision: Precision, off: float
 ) -> None:
     rows = torch.randn(50, 20, requires_grad=True)
-    found = products.products(rows, layers, precision)
+    found = products.products([rows[:, :13], rows[:, 13:]], layers, precision)
     assert [(each.shape, each.dtype) for each in found] == [
         ((50, 7), torch.float32),
         ((50, 3), torch.float32),
@@ -44,8 +44,8 @@ def test_auto_is_bfloat16_where_the_machine_is_fast_and_the_product_large(
     rows = torch.randn(50, 20)
 
     def same(count: int, precision: Precision) -> bool:
-        auto = products.products(rows[:count], layers, "auto")
-        others = products.products(rows[:count], layers, precision)
+        auto = products.products([rows[:count]], layers, "auto")
+        others = products.products([rows[:count]], layers, precision)
         return all(torch.equal(one, other) for one, other in zip(auto, others, strict=True))
 
     assert same(50, "bfloat16" if fast else "float32")

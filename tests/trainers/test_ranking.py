@@ -509,7 +509,7 @@ def test_ranks_calibrate_alike_and_tell_of_all(
 def test_ranks_know_alike_how_items_do(
     responses: TrainerConfig, steps: list[Record], together: Callable[..., list[Any]]
 ) -> None:
-    def of_rank(exchange: Exchange) -> Artefact:
+    def of_rank(exchange: Exchange) -> tuple[pa.Table, Artefact]:
         trainer = Trainer(responses, "a", None, Ranks(exchange))
         for pair in range(0, 12, 2):
             trainer.step(steps[pair + exchange.rank])

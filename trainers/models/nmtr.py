@@ -53,6 +53,9 @@ class NMTR(Multitask):
             self.gmf = nn.Linear(width, count) if gmf else None
             self.mlp = Towers(self.begins, 2 * width, config.tower) if mlp else None
             self.cascade = nn.Parameter(torch.ones(count - 1))
+        if self.gmf is not None and self.mlp is None:  # else the MLP begins there
+            with torch.no_grad():
+                self.gmf.bias.add_(torch.tensor(self.begins))
 
     def user_part(self, users: Users, fields: Tensor) -> Tensor:  # noqa: ARG002
         return fields.sum(1)  # p_u

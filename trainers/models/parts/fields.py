@@ -18,6 +18,7 @@ from features.batch import Ids, Items, Jagged, Users
 from features.shown import Pairs
 from streaming.event_columns import field_codes
 from streaming.ids import stable_ids
+from trainers.models.parts.products import joined
 from trainers.table import EmbeddingTable
 
 Tables = Mapping[str, EmbeddingTable]
@@ -65,14 +66,19 @@ class Fields(nn.Module):
 
     def items(self, tables: Tables, items: Items) -> Tensor:
         """(n, F_i, d)."""
+        found = joined(self.item_parts(tables, items))
+        return found.view(len(found), len(self.of_items), -1)
+
+    def item_parts(self, tables: Tables, items: Items) -> list[Tensor]:
+        """(n, F_i * d), in a part for each table: not joined before it is known how."""
         found = []
         if "item_id" in self.of_items:
-            found.append(tables["item"](items.ids)[:, None])
+            found.append(tables["item"](items.ids))
         if len(self._codes):
             tokens = items.of_fields(self._codes)
             means = tables["token"].mean(tokens.values, tokens.offsets)
-            found.append(means.view(len(items.ids), len(self._codes), -1))
-        return torch.cat(found, 1)
+            found.append(means.view(len(items.ids), -1))
+        return found
 
     # Of one table all is read at once: every call has its price, whatever it reads.
 

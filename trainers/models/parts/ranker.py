@@ -29,7 +29,7 @@ from trainers.models.parts.balance import BalanceConfig, make_balance
 from trainers.models.parts.chance import generator
 from trainers.models.parts.fields import OF_USERS, TABLES, Fields
 from trainers.models.parts.position_bias import Places, PositionConfig, make_position_bias
-from trainers.models.parts.products import biased, products, stacked
+from trainers.models.parts.products import biased, joined, products, stacked
 from trainers.models.parts.tables import tables
 from trainers.softmax import Precision
 from trainers.table import TableConfig
@@ -83,16 +83,28 @@ class RankerConfig:
         self.balance.bounds(self.tasks)
 
 
-@dataclass(frozen=True)
 class Inputs:
     """What a network reads of n pairs of m users: of each user (m, a), whose each pair is (n,), of
-    each item (n, b). If `user_of` is None, it is m = n users in the order of the pairs.
+    each item (n, b), in one part or several. If `user_of` is None, it is m = n users in the order
+    of the pairs.
     """
 
-    users: Tensor
-    user_of: Tensor | None
-    items: Tensor
-    precision: Precision = "float32"
+    def __init__(
+        self,
+        users: Tensor,
+        user_of: Tensor | None,
+        *items: Tensor,
+        precision: Precision = "float32",
+    ) -> None:
+        self.users = users
+        self.user_of = user_of
+        self.precision = precision
+        self._item_parts = items
+
+    @cached_property
+    def items(self) -> Tensor:
+        """(n, b)."""
+        return joined(self._item_parts)
 
     def of_pairs(self, of_users: Tensor) -> Tensor:
         """(n, ...), what is known of users (m, ...), for each pair."""
@@ -101,7 +113,7 @@ class Inputs:
     @cached_property
     def flat(self) -> Tensor:
         """(n, a + b)."""
-        return torch.cat([self.of_pairs(self.users), self.items], 1)
+        return joined([self.of_pairs(self.users), *self._item_parts])
 
     def through(self, layer: nn.Linear) -> Tensor:
         """A layer of `flat`, (n, out): what depends on the user alone is computed once for him."""
@@ -111,7 +123,7 @@ class Inputs:
     def through_all(self, layers: Sequence[nn.Linear]) -> list[Tensor]:
         """Layers of `flat`, (n, out) each, in one product."""
         if self.user_of is None:
-            return products(self.flat, layers, self.precision)
+            return products([self.users, *self._item_parts], layers, self.precision)
         known = self.users.shape[1]
         weight = stacked([layer.weight for layer in layers])
         theirs = self.of_pairs(F.linear(self.users, weight[:, :known]))
@@ -201,16 +213,16 @@ class Multitask(nn.Module):
     def _inputs(self, pairs: Pairs, places: Places | None) -> Inputs:
         of_users = self.fields.users(self.tables, pairs.users)
         users = self.user_part(pairs.users, of_users)
-        of_items = self.fields.items(self.tables, pairs.items)
+        parts = self.fields.item_parts(self.tables, pairs.items)
         in_order = len(users) == len(pairs) and bool((pairs.user_of == np.arange(len(pairs))).all())
         user_of = None if in_order else torch.from_numpy(pairs.user_of).to(users.device)
-        parts = [of_items.flatten(1)]
         if self._crossed:
+            of_items = joined(parts).view(len(pairs), -1, self.config.width)
             parts.append(self._crosses(of_users if in_order else of_users[user_of], of_items))
         if (field_ := self.position.field(self.tables, places, len(pairs))) is not None:
             parts.append(field_)
-        items = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return Inputs(users, user_of, items, "float32" if places is None else self.config.precision)
+        precision: Precision = "float32" if places is None else self.config.precision
+        return Inputs(users, user_of, *parts, precision=precision)
 
     def _crosses(self, of_users: Tensor, of_items: Tensor) -> Tensor:
         """(n, crosses d), of the fields of each pair's user (n, F_u, d) and item (n, F_i, d)."""
@@ -235,8 +247,8 @@ class Layers(nn.Module):
         return self.hidden(inputs.through(self.layer))
 
     def hidden(self, made: Tensor) -> Tensor:
-        """(n, K, h), of what `layer` gives."""
-        return made.relu().view(len(made), self.count, -1)
+        """(n, K, h), of what `layer` gives, in its place."""
+        return made.relu_().view(len(made), self.count, -1)
 
 
 class Towers(nn.Module):
@@ -256,5 +268,5 @@ class Towers(nn.Module):
 
     def forward(self, base: Tensor) -> Tensor:
         read = base.expand(-1, len(self.hidden), -1).transpose(0, 1)  # (K, n, r)
-        hidden = torch.baddbmm(self.hidden_bias[:, None], read, self.hidden).relu()  # (K, n, h)
-        return (hidden * self.last[:, None]).sum(2).T + self.last_bias
+        hidden = torch.bmm(read, self.hidden).add_(self.hidden_bias[:, None]).relu_()  # (K, n, h)
+        return torch.bmm(hidden, self.last[:, :, None])[:, :, 0].T + self.last_bias
