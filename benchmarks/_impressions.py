@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +69,15 @@ class Setting:
     step_size: int = 512
 
 
+class Learnable(Protocol):
+    """What a trainer can be taught."""
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Of the topic `samples`, in order."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Impressions:
     """Records of the topic `samples`, in order, and the truth behind them."""
@@ -117,7 +126,7 @@ def impressions(seed: int = 0, setting: Setting | None = None) -> Impressions:
 
 
 def taught(
-    model: str, options: Mapping[str, Any], given: Impressions, seed: int = 0, **config: Any
+    model: str, options: Mapping[str, Any], given: Learnable, seed: int = 0, **config: Any
 ) -> Trainer:
     """The trainer of a ranker that has learnt all of it; `config` is the trainer's other."""
     plain = {"fields": FIELDS, "table": {"optimiser": {"learning_rate": 0.1}}}
@@ -166,7 +175,11 @@ class Asked(Truths):
 
 def once(given: Impressions) -> pa.RecordBatch:
     """The rows of all impressions of which it is known whether they were clicked on."""
-    rows = pa.concat_batches([decode_samples(record) for record in given.records])
+    return clicked_or_not(pa.concat_batches([decode_samples(record) for record in given.records]))
+
+
+def clicked_or_not(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Of samples those that tell of an impression whether it was clicked on."""
     known = (rows[name].is_valid() for name in ("user_id", "label_click", "position"))
     return rows.filter(reduce(pc.and_, known))
 
@@ -197,9 +210,15 @@ def true(given: Impressions, rows: pa.RecordBatch) -> Truths:
 def asked(given: Impressions, trainer: Trainer) -> Asked:
     """All impressions, as this trainer's ranker is asked about them; with the labels it learns."""
     rows = once(given)
-    shown = trainer.family.describe(read_shown(rows, labels_read(trainer.model.tasks)))
     truth = true(given, rows)
+    shown = described(rows, trainer)
     return Asked(**{f.name: getattr(truth, f.name) for f in fields(Truths)}, shown=shown)
+
+
+def described(rows: pa.RecordBatch, trainer: Trainer) -> Shown:
+    """Samples as this trainer's ranker is asked about them."""
+    shown: Shown = trainer.family.describe(read_shown(rows, labels_read(trainer.model.tasks)))
+    return shown
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks._claims import Report
 from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
@@ -20,6 +21,7 @@ from streaming.event_columns import scenario_codes
 from streaming.sources.chance import Floats, Ints
 from trainers.models.parts.chance import generator
 from trainers.models.parts.position_bias import Places, PositionConfig
+from trainers.trainer import Trainer
 
 Policy = Literal["promoted", "ranked"]
 _WORLD = replace(WORLD, days=12)
@@ -57,17 +59,26 @@ def found(seed: int, policy: Policy, position: PositionConfig) -> Found:
     clicked = np.array([clicks[held.places[here] == place].mean() for place in there])
     with torch.no_grad():
         base = model.base(model._inputs(held.pairs, None), held.pairs).flatten(1)
-        places = Places(there.astype(np.int32), np.repeat(code, length), generator(0, 0))
-        noticed = model.position.seen(model.tables, places)
-    noticed = torch.ones(length) if noticed is None else noticed
+    noticed = noticed_at(trainer, there, np.repeat(code, length))
     seen = given.truth.examination(there, scenario)
     return Found(
         agreement(predicted(trainer, held.pairs)["click"], held.relevance, held.requests),
         _readable(base.numpy().astype(np.float64), held.places),
-        noticed.double().numpy() / float(noticed[0]),
+        noticed / noticed[0],
         clicked / clicked[0],
         seen / seen[0],
     )
+
+
+@torch.no_grad()
+def noticed_at(trainer: Trainer, places: Ints, scenarios: NDArray[np.int32]) -> Floats:
+    """(n,), how likely the ranker thinks that it is to be noticed there; 1 if it learns no such
+    thing. `scenarios` (n,) are codes.
+    """
+    model = trainer.model
+    there = Places(places.astype(np.int32), scenarios, generator(0, 0))
+    seen = model.position.seen(model.tables, there)
+    return np.ones(len(places)) if seen is None else seen.double().numpy()
 
 
 def orders(seed: int, policy: Policy, report: Report, **ways: PositionConfig) -> dict[str, float]:

@@ -8,8 +8,9 @@ They are
 - `retrieval`: the recipe's retriever, as it proposes, learnt `evenly`;
 - `ranker`: and its ranker, which orders what is proposed, without regard to positions;
 - `debiased`: and what the recipe does about the bias of positions;
+- `coec`: and how items do where they are shown, as a field: the recipe's own;
 
-the last three each `live`, where a version goes out after every turn, and `daily`, where one goes
+the last four each `live`, where a version goes out after every turn, and `daily`, where one goes
 out at midnight, of the same stream. All begin with the same logged days. Everything is the
 product's own, in one process without a log, as in `benchmarks.coldstart`.
 
@@ -52,7 +53,7 @@ from trainers.trainer import Trainer, TrainerConfig
 
 Report = Callable[[str], None]
 FIGURES = ("clicks", "buys", "watched_s")
-SYSTEMS = ("popular", "retrieval", "ranker", "debiased")
+SYSTEMS = ("popular", "retrieval", "ranker", "debiased", "coec")
 TURN = 64  # requests between two turns of learning, at most
 PATIENT_MS = 3.6e6  # nothing is left out of an answer because this machine is slow
 
@@ -241,11 +242,15 @@ def models(recipe: Recipe, system: str) -> Iterator[Model]:
         ranks = family_of(config.model) == RANKING
         if ranks and system == "retrieval":
             continue
-        if ranks and system == "ranker":
-            plain = {**config.options, "position": {"how": "ignore"}}
-            yield model(role, replace(config, options=plain), ranker)
-        else:
-            yield model(role, config, ranker if ranks else retriever)
+        other = worn(config.options).get(system, {}) if ranks else {}
+        chosen = replace(config, options={**config.options, **other})
+        yield model(role, chosen, ranker if ranks else retriever)
+
+
+def worn(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the recipe's ranker has in another way, by the system."""
+    without = {"fields": [name for name in options["fields"] if name != "coec"]}
+    return {"ranker": {**without, "position": {"how": "ignore"}}, "debiased": without}
 
 
 def model(role: str, config: TrainerConfig, make: Any) -> Model:
@@ -286,7 +291,8 @@ def pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     """What is compared with what."""
     wanted = [
         ("retrieval_live", "popular"), ("ranker_live", "retrieval_live"),
-        ("debiased_live", "ranker_live"), ("debiased_live", "popular"),
+        ("debiased_live", "ranker_live"), ("coec_live", "debiased_live"),
+        ("coec_live", "ranker_live"), ("coec_live", "popular"),
         *((f"{name}_live", f"{name}_daily") for name in SYSTEMS[1:]),
     ]  # fmt: skip
     return (pair for pair in wanted if set(pair) <= set(names))

@@ -10,9 +10,9 @@ place, as a linear probe tells it by the base vectors of lists that were not lea
 alone is strength 0, and the strong adversary has strength 1,000.
 
 That the adversary gains anything over its bypass does not reproduce: strengths from 0.1 to 1,000
-were tried, and the strongest costs what the bypass had gained. Where the bypass knows the place,
-the base has nothing to gain by telling it; and what it forgets of the place, which here only the
-item's id tells, it forgets of the item.
+were tried, and the strongest costs more than the bypass had gained. Where the bypass knows the
+place, the base has nothing to gain by telling it; and what it forgets of the place, which here only
+the item's id tells, it forgets of the item.
 """
 
 from __future__ import annotations
