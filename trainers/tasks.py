@@ -182,7 +182,9 @@ def task_losses(
     equal within a list.
     """
     first = [name for name in roots(tasks) if name in tasks and not tasks[name].is_ordered]
-    kept = _kept(anything([predictions[name] for name in first]), rates)
+    kept = None  # of all samples all
+    if not (rates == 1.0).all():
+        kept = _kept(anything([predictions[name] for name in first]), rates)
     stands_for = alike = torch.ones_like(rates)
     if not first or not all(task.is_binary for task in tasks.values()):
         stands_for = torch.where(came_to_nothing(tasks, labels), 1.0 / rates, 1.0)
@@ -200,7 +202,7 @@ def task_losses(
             before = predictions[task.after]
             made = made / before.clamp_min(_LEAST)
             told = torch.where(labels[task.after] == 0.0, torch.nan, told)
-        elif task.is_binary:
+        elif task.is_binary and kept is not None:
             made = made / kept
         if task.is_binary:
             binary[name] = made, told, counts

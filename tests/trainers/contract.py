@@ -179,7 +179,7 @@ def other_columns(users: Users, items: Items) -> dict[str, tuple[Users, Items]]:
         "item_tokens": of_items(with_tokens),
         "item_fields": of_items(without_fields),
         "history": (change(users, history=history), items),
-        "history_rewards": (change(users, rewards=1 - users.rewards), items),
+        "history_rewards": (change(users, rewards=users.rewards[::-1].copy()), items),
         "history_kinds": with_details(kinds=(details.kinds + 1) % KINDS),
         "history_at_us": with_details(at_us=NOW_US - 5 * (NOW_US - details.at_us)),
         "history_scenarios": with_details(scenarios=details.scenarios[::-1].copy()),
