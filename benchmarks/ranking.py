@@ -4,7 +4,8 @@ One stream of impressions of the planted world (`benchmarks._impressions`), of w
 came to nothing is kept. Every registered ranker learns clicks, and carts and purchases after them,
 by the common trainer in its default size; each micro-batch of 256 is predicted before it is
 learnt. MMoE learns it also with each way to deal with positions, as `mmoe+NAME`; `pal` says what
-comes of an item that is noticed, so that what came of all is no measure of it.
+comes of an item that is noticed, so that what came of all is no measure of it. `mmoe+coec` reads
+how items do where they are shown besides.
 
 - `auc`, `gauc` (of requests), `normalised_entropy` and `calibration` of each task, from the first
   sample on, as the trainer tells them;
@@ -41,6 +42,7 @@ from streaming.event_columns import NONE
 from streaming.log import Record
 from streaming.samples import decode_samples
 from trainers import models
+from trainers.item_response import COEC
 from trainers.models.parts.position_bias import Hows
 from trainers.trainer import Trainer, TrainerConfig
 
@@ -117,12 +119,14 @@ def test(name: str, learnt: Impressions, last: Impressions, config: Config) -> d
 
 
 def trainer_of(name: str, config: Config) -> TrainerConfig:
-    """How a system is trained: that of a registered model, or one that deals with positions."""
-    model, _, position = name.partition("+")
-    table = {"optimiser": {"learning_rate": 0.1}}
+    """How a system is trained: that of a registered model, or one that wears something."""
+    model, _, worn = name.partition("+")
+    table = {"optimiser": {"learning_rate": 1.0, "first_square": 1e-8}}
     options = {"tasks": TASKS, "fields": list(FIELDS), "table": table, **SETTINGS.get(model, {})}
-    if position:
-        options["position"] = {"how": position}
+    if worn == COEC:
+        options["fields"] = [*options["fields"], COEC]
+    elif worn:
+        options["position"] = {"how": worn}
     made = TrainerConfig(model=model, options=options, dense_learning_rate=0.002)
     return seeded(made, config.seed)
 
@@ -140,7 +144,7 @@ def stream(config: Config) -> Impressions:
 def everyone() -> list[str]:
     """All that take part, by name."""
     ways = [how for how in get_args(Hows) if how != "ignore"]
-    return [*rankers(), *(f"mmoe+{how}" for how in ways)]
+    return [*rankers(), *(f"mmoe+{worn}" for worn in (COEC, *ways))]
 
 
 def rankers() -> list[str]:

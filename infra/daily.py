@@ -186,7 +186,8 @@ class DailyTraining:
     def _recover(self) -> tuple[Trainer, dict[TopicPartition, int]]:
         try:
             state, positions = self._cuts.newest()
-            trainer = Trainer(self._trainer_config, self._lineage, state)
+            good = self._versions.last_good(self._trainer_config.called)
+            trainer = Trainer(self._trainer_config, self._lineage, state, last_good=good)
         except ArtefactError as error:
             # The sentence is the realtime trainer's: --fresh would remove the archive as well.
             over = f"delete {self._cuts.path} to learn all that is archived again"

@@ -9,6 +9,12 @@ not there - from the fewer impressions that follow. Alone it learns the same fro
 of an action once clicked, over all that was shown in the last fifth, by the world's own
 probabilities; and that of clicking and then doing so.
 
+By how much differs: of eight seeds all are for it, by .003 to .052. A vector is worth nothing until
+a new network has learnt to read it. With half the days, steps of 512 and dense parameters that
+learn at .002 it has 58 steps to do so, and not 485, and of who acts once clicked finds no more than
+alone (-.009, -.054 to .035 of three seeds); nor with all the days in steps of 512 at .01 (.004,
+-.022 to .030 of seeds 1 to 3). Of clicking and then doing so it finds more in either.
+
 A user's vector is computed once however many items he is shown: `split` is the largest difference
 that this makes to a prediction, as a figure of which more is better, against none at all.
 """
@@ -17,40 +23,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from benchmarks._auc import auc
-from benchmarks._claims import FRESH, Claim, Report
-from benchmarks._conversions import RARE, Way, learner, teach
-from benchmarks._impressions import FIELDS, Asked, asked, impressions, predicted
+from benchmarks._claims import Claim, Report
+from benchmarks._conversions import RARE, teach
+from benchmarks._impressions import FIELDS, Asked, Setting, asked, impressions, predicted
+from benchmarks._streams import seeded
 from features.shown import Pairs
-from trainers.trainer import Trainer
+from trainers.trainer import Trainer, TrainerConfig
 
-_OPTIONS = {"fields": FIELDS, "described": ("category", "brand")}
-_BEFORE = Way(
-    "dupn",
-    {"click": {}, "watch": {"loss": "squared", "after": "click"}, "like": {"after": "click"}},
-    _OPTIONS,
-)
-_UNSEEN = Way(
-    "dupn",
-    {"click": {}, "cart": {"after": "click", "weight": 10.0}},
-    {**_OPTIONS, "space": "entire"},
-)
+_SETTING = Setting(replace(RARE.world, days=24), step_size=128)
+_OPTIONS = {
+    "fields": FIELDS,
+    "described": ("category", "brand"),
+    "table": {"optimiser": {"learning_rate": 0.1}},
+}
+_BEFORE = {
+    "tasks": {
+        "click": {},
+        "watch": {"loss": "squared", "after": "click"},
+        "like": {"after": "click"},
+    }
+}
+_UNSEEN = {"tasks": {"click": {}, "cart": {"after": "click", "weight": 10.0}}, "space": "entire"}
 _OF_TASKS = ("networks", "towers", "position", "balance")
 
 
 def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
     """The AUC of the unseen task, each way; and what is not the same if computed once."""
-    given = impressions(seed, RARE)
+    given = impressions(seed, _SETTING)
     half, others = given.split(0.5)
     few, _ = others.split(0.3)
     _, rest = given.split(0.8)
-    taught = teach(learner(_BEFORE, seed), half)
+    taught = teach(_learner(_BEFORE, seed), half)
     figures = {}
     for name in ("transferred", "alone"):
-        trainer = learner(_UNSEEN, seed)
+        trainer = _learner(_UNSEEN, seed)
         if name == "transferred":
             _hand_over(taught, trainer)
         teach(trainer, few)
@@ -59,6 +70,12 @@ def measure(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
         figures[name] = auc(found["cart"] / np.maximum(found["click"], 1e-7), held.acts)
         figures[f"{name}_all"] = auc(found["cart"], held.relevance * held.acts)
     return {**figures, "split": -_apart(trainer, held), "whole": 0.0}
+
+
+def _learner(options: Mapping[str, Any], seed: int) -> Trainer:
+    given = {**_OPTIONS, **options}
+    config = TrainerConfig(model="dupn", options=given, dense_learning_rate=0.005)
+    return Trainer(seeded(config, seed), "benchmark")
 
 
 def _hand_over(taught: Trainer, trainer: Trainer) -> None:
@@ -81,20 +98,21 @@ def _apart(trainer: Trainer, held: Asked) -> float:
     return max(float(np.abs(found[task] - same[task]).max()) for task in found)
 
 
+_SEEDS = tuple(range(11, 19))
 CLAIMS = (
     Claim(
         "transfer",
         "what other tasks taught of users makes an unseen task better than alone",
-        measure, "transferred", "alone", reproduces=False, seeds=FRESH,
+        measure, "transferred", "alone", seeds=_SEEDS,
 ),
     Claim(
         "transfer_all",
         "and so who takes that action, of all who are shown something",
-        measure, "transferred_all", "alone_all", seeds=FRESH,
+        measure, "transferred_all", "alone_all", seeds=_SEEDS,
 ),
     Claim(
         "split",
         "a user computed once gives what computing him for each item gives",
-        measure, "split", "whole", margin=1e-5, seeds=FRESH,
+        measure, "split", "whole", margin=1e-5, seeds=_SEEDS,
 ),
 )  # fmt: skip

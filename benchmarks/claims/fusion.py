@@ -13,10 +13,11 @@ last fifth says what orders are worth in truth, by what was to be expected and n
 to happen. The tasks are predicted by the truth itself, which tells fusion apart from the ranker,
 and by MMoE, which has learnt the first three fifths.
 
-With MMoE what is tuned is no worse than the best single task, which is only known afterwards, but
-no better either, and above its clicks by 0.005 in the mean of three seeds, of which one is not: its
-tasks differ less than those of the truth do. Tried: worths of a purchase from 3 to 20, carts and
-watching as further tasks, 20 and 30 days, other learning rates; 0.003 above the best at most.
+With MMoE what is tuned earns more than its clicks, by half as much as with the truth, and no less
+than its best single task, which is only known afterwards; but no more either: 0.0005 in the mean of
+six seeds, -0.0008 to 0.0018. Its tasks differ less than those of the truth do.
+Tried, before labels waited: worths of a purchase from 3 to 20, carts and watching as
+further tasks, 20 and 30 days, other learning rates; 0.003 above the best at most.
 """
 
 from __future__ import annotations
@@ -177,10 +178,10 @@ CLAIMS = (
     ),
     Claim(
         "mmoe_click", "the tuned sum of MMoE's tasks earns more than its clicks alone",
-        of_mmoe, "sum", "click", reproduces=False,
+        of_mmoe, "sum", "click", seeds=_SEEDS,
     ),
     Claim(
         "mmoe_alone", "and no less than the best of them, which is only known afterwards",
-        of_mmoe, "sum", "alone", margin=0.005,
+        of_mmoe, "sum", "alone", margin=0.005, seeds=_SEEDS,
     ),
 )  # fmt: skip

@@ -6,24 +6,33 @@ common: `w_1` and `w_2` are vectors with a given cosine, inputs are normal, and
     y_k = w_k . x + sum_i sin(a_i w_k . x + b_i) + noise
 
 They compare the loss of the shared bottom, of one gate for both tasks and of a gate each, all with
-as many parameters: 8 experts of 16 against a bottom of 113, towers of 8. The paper does not give
-the sinusoids; here `a` are 1 to 3 over the length of `w`, and `b` are drawn. Every batch is drawn
-anew, and the loss is that of the last fifth of them before they are learnt. The networks are those
-of the systems, fed with the inputs in place of fields.
+as many parameters: 8 experts of 16 against a bottom of 113, towers of 8, by the mean of 200 runs.
+The paper does not give the sinusoids; here `a` are 1 to 3 over the length of `w`, and `b` are
+drawn. Of each seed ten networks learn side by side, each with data of its own, a hundred in all.
+Every batch is drawn anew, and the loss is that of the last fifth of them before they are learnt.
+The networks are those of the systems, fed with the inputs in place of fields.
 
-MMoE's loss is a quarter lower than the shared bottom's where the tasks are the same; at cosine 0.5
-in seven seeds of eight, but one bottom was caught at .228 where MMoE found .024, and the interval
-is as wide as that. That the gap grows as tasks have less in common does not show, nor is one gate
-worse than two. With five sinusoids in place of three all depends on where the seed begins: losses
-of one network lie between .10 and .36.
+MMoE's loss is a third lower than the shared bottom's, whatever tasks have in common (.092 to .144
+at cosine 0.5, .090 to .139 at 1). It is lower than one gate's at 0.5 (.102) and the same at 1
+(.091), as in the paper. That one gate loses as tasks have less in common, and MMoE gains the more
+over it, holds with mixtures by the paper's formula (by .023, .012 to .034, and by .017, .004 to
+.030), but our networks multiply these by the root of 8: both are better so, one gate most, and the
+intervals of .011 and .009 hold 0. That the shared bottom loses does not show, nor that what MMoE
+gains over it grows.
+
+Runs of one network differ by more than networks do: their losses lie between .04 and .29, so that
+8 runs show nothing. With two sinusoids the shared bottom is about as good as MMoE; with four, runs
+differ more.
 
 On Census-Income (KDD) they predict two things of a person at once: whether the income is above
 50,000 and whether he never married, and whether the education is at least college and whether he
 never married. There is the test file alone, a half of what the paper has: four fifths of it in
 random order are learnt twice, and the AUC of the first task is taken over the others. Numbers are
-categories by their logarithm. A single task is the shared bottom with that task alone. It is as
-good or better here: tasks do not help each other, and gates find nothing. A tower of 8, as in the
-paper, died in two runs of 18; these have 32.
+categories by their logarithm. A single task is the shared bottom with that task alone. MMoE tells
+the income better than the shared bottom, by .0007 in AUC, and the education as well; a single task
+is as good as it in both. Rows learn by .1 from a first square of 1e-8: with the .01 that tables
+begin at otherwise they hardly move in so few steps, and all AUCs are .002 to .004 lower. A tower of
+8, as in the paper, died in two runs of 18; these have 32.
 """
 
 from __future__ import annotations
@@ -33,17 +42,18 @@ import gzip
 import io
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks._auc import auc
-from benchmarks._claims import FRESH, Claim, Report
+from benchmarks._claims import Claim, Report
 from features.batch import Ids, Items, Jagged, Users
 from features.shown import Pairs
 from streaming.errors import SourceError
@@ -52,7 +62,7 @@ from streaming.ids import stable_ids
 from trainers.models import RankingStep, create
 from trainers.models.parts.ranker import Inputs
 
-_INPUTS, _WAVES, _STEPS, _BATCH = 100, 3, 2_500, 256
+_INPUTS, _WAVES, _STEPS, _BATCH, _REPEATS = 100, 3, 2_000, 64, 10
 _COSINES = (0.5, 1.0)
 _RATE = 3e-3  # of learning
 _EXPERTS = {"experts": 8, "expert": 16}
@@ -61,63 +71,95 @@ _NETWORKS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "omoe": ("omoe", _EXPERTS),
     "shared": ("shared_bottom", {"bottom": 113}),
 }
-_SEEDS = (11, 12, 13, 14, 15, 16, 17, 18)
+_SEEDS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
+_SIX = _SEEDS[:6]
 _FOLDER, _FILE = "census-income-kdd", "census-income.test.gz"
 _EDUCATION, _MARRIED, _WEIGHT, _INCOME = 4, 7, 24, 41
 _NUMBERS = (5, 16, 17, 18)  # dollars: an hour, gained, lost, of dividends
 _COLLEGE = ("Some college", "Associates", "Bachelors", "Masters", "Prof school", "Doctorate")
 _GROUPS = {"income": _INCOME, "education": _EDUCATION}
-_LEARNT, _PASSES = 0.8, 2
+_LEARNT, _PASSES, _PERSONS = 0.8, 2, 256
+_ROWS = {"optimiser": {"learning_rate": 0.1, "first_square": 1e-8}}
 
 
 # -- two regressions -------------------------------------------------------------------------
 
 
 def synthetic(seed: int, report: Report) -> Mapping[str, float]:  # noqa: ARG001
-    """Of each network and cosine the loss, negative; and by how much MMoE's is less."""
+    """Of each network and cosine the loss, negative; and by how much MMoE's is below one gate's."""
     figures: dict[str, float] = {}
     for cosine in _COSINES:
         at = round(100 * cosine)
-        for name, (model, options) in _NETWORKS.items():
-            figures[f"{name}{at}"] = -_regression(model, options, cosine, seed)
-        figures[f"gap{at}"] = figures[f"mmoe{at}"] - figures[f"shared{at}"]
+        found = {name: -loss for name, loss in _losses(cosine, seed).items()}
+        figures |= {f"{name}{at}": figure for name, figure in found.items()}
+        figures[f"over_omoe{at}"] = found["mmoe"] - found["omoe"]
     return figures
 
 
-def _regression(model: str, options: Mapping[str, int], cosine: float, seed: int) -> float:
-    """The mean squared error of both tasks over the last fifth of the batches."""
-    whole = {
-        "tasks": {"one": {"loss": "squared"}, "other": {"loss": "squared"}},
-        "fields": ("user_id", "item_id"), "width": _INPUTS // 2, "tower": 8, "seed": seed,
-    }  # fmt: skip
-    network = create(model, {**whole, **options})
-    optimiser = torch.optim.Adam(network.parameters(), _RATE, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    draw = _Regressions(cosine, generator)
-    losses = []
+def _losses(cosine: float, seed: int) -> dict[str, float]:
+    """The mean squared error of each network over the last fifth of the batches."""
+    torch.set_num_threads(1)
+    draw = _Regressions(cosine, torch.Generator().manual_seed(seed))
+    networks = {name: _Repeated(*network, seed) for name, network in _NETWORKS.items()}
+    told: dict[str, list[Tensor]] = {name: [] for name in networks}
     for _ in range(_STEPS):
         x, y = draw(_BATCH)
-        inputs = Inputs(x[:, : _INPUTS // 2], None, x[:, _INPUTS // 2 :])
-        loss = (network.outputs(network.base(inputs, None)) - y).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses[-_STEPS // 5 :]).mean())
+        for name, network in networks.items():
+            told[name].append(network.learn(x, y))
+    return {name: float(torch.stack(each[-_STEPS // 5 :]).mean()) for name, each in told.items()}
+
+
+class _Network(nn.Module):
+    """That of a ranker, fed with inputs in place of fields: (n, 100) to (n, 2)."""
+
+    def __init__(self, ranker: Any) -> None:
+        super().__init__()
+        self._ranker = ranker
+
+    def forward(self, x: Tensor) -> Tensor:
+        users, items = x.chunk(2, 1)
+        made: Tensor = self._ranker.outputs(self._ranker.base(Inputs(users, None, items), None))
+        return made
+
+
+class _Repeated:
+    """A network begun at each of some seeds, which learn side by side."""
+
+    def __init__(self, model: str, options: Mapping[str, int], seed: int) -> None:
+        whole = {
+            "tasks": {"one": {"loss": "squared"}, "other": {"loss": "squared"}},
+            "fields": ("user_id", "item_id"), "width": _INPUTS // 2, "tower": 8, **options,
+        }  # fmt: skip
+        seeds = range(_REPEATS * seed, _REPEATS * (seed + 1))
+        networks = [_Network(create(model, {**whole, "seed": one})) for one in seeds]
+        self._parameters, _ = stack_module_state(networks)
+        self._outputs = vmap(partial(functional_call, networks[0]))
+        self._optimiser = torch.optim.Adam(self._parameters.values(), _RATE, fused=True)
+
+    def learn(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean squared error of each repeat (R,) before it learns y (R, n, 2) of x."""
+        losses = (self._outputs(self._parameters, x) - y).square().mean((1, 2))
+        self._optimiser.zero_grad()
+        losses.sum().backward()
+        self._optimiser.step()
+        found: Tensor = losses.detach()
+        return found
 
 
 class _Regressions:
-    """Draws inputs (n, 100) and both values of each (n, 2)."""
+    """Draws for each repeat inputs (R, n, 100) and both values of each (R, n, 2)."""
 
     def __init__(self, cosine: float, generator: torch.Generator) -> None:
         self._generator = generator
-        basis, _ = torch.linalg.qr(torch.randn(_INPUTS, 2, generator=generator))
+        drawn = torch.randn(_REPEATS, _INPUTS, 2, generator=generator)
+        basis, _ = torch.linalg.qr(drawn)
         mixed = torch.tensor([[1.0, cosine], [0.0, (1.0 - cosine**2) ** 0.5]])
-        self._weights = basis @ mixed  # (100, 2), of length 1
-        self._shifts = 2.0 * torch.pi * torch.rand(_WAVES, generator=generator)
+        self._weights = basis @ mixed  # (R, 100, 2), of length 1
+        shifts = torch.rand(_REPEATS, 1, 1, _WAVES, generator=generator)
+        self._shifts = 2.0 * torch.pi * shifts
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
-        x = torch.randn(count, _INPUTS, generator=self._generator)
+        x = torch.randn(_REPEATS, count, _INPUTS, generator=self._generator)
         along = x @ self._weights
         waves = (along[..., None] * torch.arange(1.0, _WAVES + 1.0) + self._shifts).sin().sum(-1)
         noise = 0.1 * torch.randn(along.shape, generator=self._generator)
@@ -152,7 +194,7 @@ def _learnt(model: str, options: Mapping[str, int], tasks: tuple[str, ...], seed
     whole = {
         "tasks": {name: {} for name in tasks},
         "fields": ("scenario", *given.columns),
-        "width": 4, "tower": 32, "seed": seed,
+        "width": 4, "tower": 32, "table": _ROWS, "seed": seed,
     }  # fmt: skip
     ranker = create(model, {**whole, **options})
     optimiser = torch.optim.Adam(ranker.parameters(), _RATE, fused=True)
@@ -161,7 +203,7 @@ def _learnt(model: str, options: Mapping[str, int], tasks: tuple[str, ...], seed
     for table in ranker.tables.values():
         table.training = True
     passes = np.tile(learnt, _PASSES)
-    for number, rows in enumerate(np.array_split(passes, len(passes) // _BATCH)):
+    for number, rows in enumerate(np.array_split(passes, len(passes) // _PERSONS)):
         labels = {name: torch.from_numpy(given.labels[name][rows]) for name in tasks}
         step = RankingStep(_pairs(given, rows), labels, torch.ones(len(rows)), rows, number)
         optimiser.zero_grad()
@@ -227,7 +269,7 @@ CLAIMS = (
     Claim(
         "over_shared",
         "MMoE's loss is lower than the shared bottom's, tasks of cosine 0.5",
-        synthetic, "mmoe50", "shared50", seeds=_SEEDS, reproduces=False,
+        synthetic, "mmoe50", "shared50", seeds=_SEEDS,
     ),
     Claim(
         "over_shared_same",
@@ -237,31 +279,41 @@ CLAIMS = (
     Claim(
         "over_omoe",
         "and than one gate's, of cosine 0.5",
-        synthetic, "mmoe50", "omoe50", seeds=_SEEDS, reproduces=False,
+        synthetic, "mmoe50", "omoe50", seeds=_SEEDS,
     ),
     Claim(
         "less_in_common",
-        "with cosine 0.5 it gains more than with tasks that are the same",
-        synthetic, "gap50", "gap100", seeds=_SEEDS, reproduces=False,
+        "over one gate it gains more with cosine 0.5 than with tasks that are the same",
+        synthetic, "over_omoe50", "over_omoe100", seeds=_SEEDS, reproduces=False,
+    ),
+    Claim(
+        "omoe_loses",
+        "one gate loses as tasks have less in common",
+        synthetic, "omoe100", "omoe50", seeds=_SEEDS, reproduces=False,
+    ),
+    Claim(
+        "shared_loses",
+        "and so does a shared bottom",
+        synthetic, "shared100", "shared50", seeds=_SEEDS, reproduces=False,
     ),
     Claim(
         "income",
         "on Census-Income MMoE tells the income better than the shared bottom",
-        census, "mmoe_income", "shared_income", reproduces=False, seeds=FRESH,
-),
+        census, "mmoe_income", "shared_income", seeds=_SIX,
+    ),
     Claim(
         "income_single",
         "and than a single task",
-        census, "mmoe_income", "single_income", reproduces=False, seeds=FRESH,
-),
+        census, "mmoe_income", "single_income", reproduces=False, seeds=_SIX,
+    ),
     Claim(
         "education",
         "and the education better than the shared bottom",
-        census, "mmoe_education", "shared_education", reproduces=False, seeds=FRESH,
-),
+        census, "mmoe_education", "shared_education", reproduces=False, seeds=_SIX,
+    ),
     Claim(
         "education_single",
         "and than a single task",
-        census, "mmoe_education", "single_education", reproduces=False, seeds=FRESH,
-),
+        census, "mmoe_education", "single_education", reproduces=False, seeds=_SIX,
+    ),
 )  # fmt: skip

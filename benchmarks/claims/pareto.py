@@ -12,8 +12,10 @@ watch, by the squared error, on the planted world: with a bound of 0.95 for the 
 with 0.95 for the other. How well the order by clicks agrees with the true relevance within lists
 that were not learnt, and the order by watching with what of an item is watched, once it is seen.
 There bounds do not draw a front. The shortest gradient is nearly that of the task with the shorter
-one, which is watching: left free the weights learn it alone, and it is learnt worse so than with
-clicks, as they tell of the same and tell more. Where tasks help each other, bound the best told.
+one, which is watching: left free the weights learn it almost alone. Clicks are ranked worse by
+that, and watching no better (.613 left free, .616 with its own bound, .618 with that of clicks;
+eight seeds), as clicks tell of the same and tell more. Where tasks help each other, bound the best
+told.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from benchmarks._claims import FRESH, Claim, Report
+from benchmarks._claims import Claim, Report
 from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
 from trainers.models.parts.balance import BalanceConfig, make_balance
 from trainers.tasks import Task
@@ -99,6 +101,7 @@ def _learnt(seed: int, config: BalanceConfig) -> dict[str, float]:
     }
 
 
+_SEEDS = tuple(range(11, 19))
 CLAIMS = (
     Claim(
         "second",
@@ -106,7 +109,7 @@ CLAIMS = (
         plain,
         ours="second at 0.5",
         baseline="second at 0",
-        seeds=FRESH,
+        seeds=_SEEDS,
     ),
     Claim(
         "first",
@@ -114,7 +117,7 @@ CLAIMS = (
         plain,
         ours="first at 0",
         baseline="first at 0.5",
-        seeds=FRESH,
+        seeds=_SEEDS,
     ),
     Claim(
         "worse",
@@ -122,7 +125,7 @@ CLAIMS = (
         plain,
         ours="worse at 0.2",
         baseline="worse at fixed",
-        seeds=FRESH,
+        seeds=_SEEDS,
     ),
     Claim(
         "click",
@@ -130,7 +133,7 @@ CLAIMS = (
         world,
         ours="click, for click",
         baseline="click, free",
-        seeds=FRESH,
+        seeds=_SEEDS,
     ),
     Claim(
         "watch",
@@ -139,6 +142,6 @@ CLAIMS = (
         ours="watch, for watch",
         baseline="watch, for click",
         reproduces=False,
-        seeds=FRESH,
+        seeds=_SEEDS,
     ),
 )

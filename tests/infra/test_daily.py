@@ -48,6 +48,7 @@ from streaming.samples import decode_samples, encode_samples
 from streaming.sources.movielens import MovieLens
 from trainers import models
 from trainers.arrays import column_matrix
+from trainers.gate import GateConfig
 from trainers.models.two_tower import TwoTower
 from trainers.trainer import Trainer
 from trainers.version_store import VersionStore
@@ -218,6 +219,19 @@ def test_the_next_process_goes_on_where_the_last_one_ended(
     assert [info.number for info in infos] == [0, 0, 0]
     there = {path.name for path in (home.versions / recipe.trainer.model).iterdir()}
     assert there == {info.lineage for info in infos[-2:]}
+
+
+def test_where_a_night_publishes_nothing_good_the_version_of_the_night_before_stays(
+    recipe: Recipe, home: Home, log: Log
+) -> None:
+    assert DailyTraining(recipe, home, log).learn(DAYS[0], threading.Event())
+    (good,) = announced(log)
+    wary = replace(recipe.trainer, gate=GateConfig(min_samples=1_000_000, check_every=1))
+    training = DailyTraining(replace(recipe, trainer=wary), home, log)
+    assert training.learn(DAYS[1], threading.Event())
+    held = announced(log)[-1]
+    assert held.held is not None
+    assert held.last_good == good.name
 
 
 def often(recipe: Recipe) -> Recipe:

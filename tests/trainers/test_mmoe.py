@@ -41,7 +41,7 @@ def test_each_gate_mixes_the_experts_as_the_formula_says(name: str, gates: int) 
     for k, weight in enumerate(model.gates.weight.chunk(gates)):
         shares = (x @ weight.T).softmax(1)
         wanted = sum(shares[:, i, None] * expert for i, expert in enumerate(experts))
-        torch.testing.assert_close(found[:, k], wanted)
+        torch.testing.assert_close(found[:, k], 2**0.5 * wanted)
     torch.testing.assert_close(shares_of(model, inputs).sum(2), torch.ones(5, gates))
 
 
@@ -54,6 +54,15 @@ def test_one_expert_is_the_bottom_that_all_share(name: str) -> None:
     inputs = some_inputs(model)
     wanted = bottom.outputs(bottom.base(inputs, None))
     torch.testing.assert_close(model.outputs(model.base(inputs, None)), wanted)
+
+
+def test_a_mixture_of_many_experts_varies_about_as_much_as_one() -> None:
+    options = {**OPTIONS, "width": 64, "expert": 64}
+    few, many = (create("omoe", {**options, "experts": count}) for count in (1, 16))
+    torch.manual_seed(0)
+    inputs = Inputs(torch.randn(500, few.user_width), None, torch.randn(500, few.item_width))
+    one, mixed = (model.base(inputs, None).std(0).mean().item() for model in (few, many))
+    assert mixed == pytest.approx(one, rel=0.25)  # of a plain mean it is about a third
 
 
 def test_tasks_that_contradict_each_other_find_experts_of_their_own() -> None:

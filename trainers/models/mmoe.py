@@ -7,11 +7,14 @@ KDD 2018. Of a pair x, the concatenated vectors of its fields:
 
 It is measured against one gate for all (`omoe`), and against one bottom for all (`shared_bottom`).
 
-What differs: fields are embedded by tables that grow, and learnt as the stream comes.
+What differs: fields are embedded by tables that grow, and learnt as the stream comes. f_k is
+multiplied by the root of the number of experts: gates begin nearly even, and a mean of n experts
+that know nothing of each other varies by 1/sqrt(n) of what one of them does.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +50,8 @@ class MMoE(Multitask):
 
     def base(self, inputs: Inputs, pairs: Pairs) -> Tensor:  # noqa: ARG002
         experts, gates = inputs.through_all([self.experts.layer, self.gates])
-        return self.shares(gates) @ self.experts.hidden(experts)  # (n, K or 1, expert)
+        weights = math.sqrt(self.config.experts) * self.shares(gates)
+        return weights @ self.experts.hidden(experts)  # (n, K or 1, expert)
 
     def shares(self, gates: Tensor) -> Tensor:
         """(n, K or 1, experts), how much each expert counts, by what gates say; together 1."""
