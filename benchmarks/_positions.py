@@ -25,6 +25,7 @@ from trainers.trainer import Trainer
 
 Policy = Literal["promoted", "ranked"]
 _WORLD = replace(WORLD, days=12)
+ROWS = {"optimiser": {"learning_rate": 1.0, "first_square": 1e-8}}
 _SETTINGS = {"promoted": Setting(_WORLD, promoted=1.0), "ranked": Setting(_WORLD)}
 
 
@@ -48,7 +49,7 @@ def found(seed: int, policy: Policy, position: PositionConfig) -> Found:
     """What a way to deal with positions comes to; learnt once in a process."""
     given = impressions(seed, _SETTINGS[policy])
     first, rest = given.split()
-    options = {"tasks": {"click": {}}, "position": asdict(position)}
+    options = {"tasks": {"click": {}}, "position": asdict(position), "table": ROWS}
     trainer = taught("mmoe", options, first, seed, dense_learning_rate=0.005)
     model, held = trainer.model, asked(rest, trainer)
     scenario, length = given.scenarios[0], _WORLD.scenarios[0].length

@@ -8,6 +8,10 @@ them. The AUC of buying once clicked, and of buying, over all pairs of the last 
 world's own probabilities. `esmm_cart` is ESMM with the cart as a third task that purchases do not
 depend on: it finds nearly as much, so what helps is the cart, and how a purchase is made of it
 hardly.
+
+Who buys it tells better; who would buy once they have clicked only just not surely (-.0000 to
+.0055). With a purchase that counts 30 in place of 100, so that ESMM is slow to learn it, it is
+ahead by .017 (.010 to .024).
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ CLAIMS = (
     Claim(
         "over_esmm",
         "the way past the cart tells better who would buy than ESMM",
-        measure, "esm2", "esmm", seeds=SEEDS,
+        measure, "esm2", "esmm", seeds=SEEDS, reproduces=False,
     ),
     Claim("purchases", "and who buys", measure, "esm2_ctcvr", "esmm_ctcvr", seeds=SEEDS),
     Claim(

@@ -11,14 +11,16 @@ probabilities of being noticed, up to a factor, against the click rates of the p
 those of better items too.
 
 `trivago`: a shared bottom learns one half of the lists, at random; of the other half are asked
-pairs of neighbours, as for COEC. PAL gains nothing there; the place as a feature gains .007. The
-truth of places is not known; what comes nearest are hotels that stood at the first place and at
-another in other lists (Agarwal et al., *Estimating Position Bias without Intrusive Interventions*,
-WSDM 2019). By these click rates are right: a second place is clicked on .37 times as often as the
-first. PAL says .7 to 1. Rows at .1 to 1, dense rates of .002 to .01, MMoE and steps of 128 were
-tried. With those steps, or with a beginning at a logit of 1 instead of 5, where a sigmoid moves
-more, it says .65 on average and ranks no better; learnt four times over it says .9, for the network
-then knows by heart who clicked on what.
+pairs of neighbours, as for COEC. PAL gains nothing there; the place as a feature .007 (-.001 to
+.014). The truth of places is not known; what comes nearest are hotels that stood at the first place
+and at another in other lists (Agarwal et al., *Estimating Position Bias without Intrusive
+Interventions*, WSDM 2019). By these click rates are right: a second place is clicked on .37 times
+as often as the first. PAL says .7 to 1. Rows at .1 to 1 from a first square of .01 or 1e-8, dense
+rates of .002 to .01, MMoE and steps of 128 were tried. With those steps, or with a beginning at a
+logit of 1 instead of 5, where a sigmoid moves more, it says .65 on average and ranks no better;
+learnt four times over it says .9, for the network then knows by heart who clicked on what. With
+slow rows (.5 from .01) the feature is ahead by .0072 (.0019 to .0126), and all rank worse (.640 for
+.654).
 
 `open_bandit`: learnt on what Thompson sampling showed, judged by AUC on what was shown uniformly at
 random; a seed draws four fifths of each. There is nothing to correct, so PAL is only not to be
@@ -37,7 +39,7 @@ from benchmarks._auc import auc
 from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import described, predicted, taught
 from benchmarks._logs import SEEDS, Log, Neighbours, log
-from benchmarks._positions import found, noticed_at, off, orders
+from benchmarks._positions import ROWS, found, noticed_at, off, orders
 from streaming.sources.chance import Floats
 from trainers.models.parts.position_bias import Hows, PositionConfig
 from trainers.trainer import Trainer
@@ -47,7 +49,7 @@ _WAYS: tuple[Hows, ...] = ("ignore", "pal", "feature")
 _HOTELS = {
     "fields": ("user_id", "history", "scenario", "item_id"),
     "crossed": (("history", "item_id"), ("user_id", "item_id")),
-    "table": {"optimiser": {"learning_rate": 0.5}},
+    "table": ROWS,
 }
 _FASHION = {"fields": ("user_id", "scenario", "item_id")}
 _DRAWN = 0.8  # of Open Bandit, by each seed
@@ -107,7 +109,7 @@ def thinned(seed: int, report: Report) -> Mapping[str, float]:
     learnt = given.without(gone & (given.places > 0)).where(~given.randomised)
     seen = np.where(np.arange(given.places.max() + 1) > 0, _KEPT, 1.0)
     near = _near(_learnt("pal", learnt, seed, _FASHION), learnt, seen, report)
-    return {**near, "alike": -off(np.ones(len(seen)), seen)}
+    return {**near, "half": -off(np.ones(len(seen)), seen) / 2}
 
 
 def _learnt(way: Hows, learnt: Log, seed: int, options: Mapping[str, Any]) -> Trainer:
@@ -220,10 +222,10 @@ CLAIMS = (
     ),
     Claim(
         "open_bandit_thinned",
-        "where three clicks of four at later places are taken away, it says that they are not",
+        "where three clicks of four at later places are taken away, it finds half of that at least",
         thinned,
         ours="places",
-        baseline="alike",
+        baseline="half",
         reproduces=False,
         seeds=SEEDS,
     ),

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from streaming.errors import ConfigError
 from trainers.models.parts.chance import generator
 from trainers.models.parts.position_bias import (
+    PAL,
     Hows,
     Places,
     PositionBias,
     PositionConfig,
     make_position_bias,
 )
+from trainers.optimisers import OptimiserConfig
+from trainers.table import EmbeddingTable, TableConfig
 from trainers.tasks import Task, log_loss
 
 WIDTH = 4
@@ -107,6 +110,27 @@ def test_pal_finds_how_likely_a_place_is_to_be_noticed_up_to_a_factor(tables: An
     torch.testing.assert_close(found / found[0], noticed, rtol=0.15, atol=0.02)
     served = logits.sigmoid().detach()
     torch.testing.assert_close(served / served[-1], liked / liked[-1], rtol=0.15, atol=0.02)
+
+
+@pytest.mark.parametrize("how", ["pal", "shallow"])
+def test_where_rows_learn_fast_a_first_click_in_vain_does_not_decide_of_a_place(how: Hows) -> None:
+    fast = OptimiserConfig(learning_rate=1.0, first_square=1e-8)
+    fresh = {"context": EmbeddingTable(TableConfig(width=16, optimiser=fast))}
+    bias = make_position_bias(PositionConfig(how, dropout=0.0), 16, {"click": Task()})
+
+    def logit() -> Tensor:
+        if isinstance(bias, PAL):
+            made: Tensor = bias.tower(fresh, places(8))
+            return made
+        return bias.outputs(torch.zeros(8, 1), fresh, places(8))
+
+    fresh["context"].training = True
+    before = logit()
+    log_loss(before.sigmoid()[:, 0], torch.zeros(8)).backward()  # type: ignore[no-untyped-call]
+    fresh["context"].step()
+    fresh["context"].training = False
+    with torch.no_grad():
+        assert (logit() - before).min() > -10.0  # the sum of 32 numbers that moved by 1 each is 32
 
 
 def test_a_shallow_tower_adds_to_the_outputs_of_its_tasks_alone(tables: Any) -> None:

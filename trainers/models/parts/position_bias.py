@@ -216,16 +216,17 @@ class Adversarial(PositionBias):
 class _PlaceTower(nn.Module):
     """A small network of where pairs were shown: (n, outputs).
 
-    Beside its hidden layer the rows also go straight to the output, at first as they are: so what
-    a place does is learnt as soon as the tables learn, and not when the network has found a use for
-    their rows.
+    Beside its hidden layer the rows also go straight to the output, at first their sum over its own
+    root: so what a place does is learnt as soon as the tables learn, and not when the network has
+    found a use for their rows. The plain sum would take as many steps at once as it has numbers:
+    where rows learn fast, nobody is seen any more before anything is known.
     """
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.hidden, self.last = nn.Linear(2 * width, hidden), nn.Linear(hidden, outputs)
         self.straight = nn.Linear(2 * width, outputs, bias=False)
-        nn.init.ones_(self.straight.weight)
+        nn.init.constant_(self.straight.weight, 1.0 / math.sqrt(2 * width))
 
     def forward(self, tables: Tables, places: Places) -> Tensor:
         context = tables["context"]
