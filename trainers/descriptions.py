@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from features.batch import Ids, Items, Jagged
+from streaming.growing import GrowingArray
 from streaming.id_map import IdMap
+
+_FEW = 1 << 12  # tokens, of which it does not matter whether they are needed
 
 
 class Descriptions:
-    """Items in the order in which they became known, each with its newest description."""
+    """Items in the order in which they became known, each with its newest description.
+
+    What describes them lies one item after another, in the order in which it was told; what was
+    replaced is given up now and then, when it may be half of all.
+    """
 
     def __init__(self) -> None:
         self._map = IdMap()
-        self._tokens: list[Ids] = []
-        self._fields: list[NDArray[np.int32]] = []  # of each token
+        self._starts, self._lengths = GrowingArray(np.int64), GrowingArray(np.int64)  # by place
+        self._tokens, self._fields = GrowingArray(np.int64), GrowingArray(np.int32)
+        self._end = 0  # of tokens
+        self._most = _FEW  # of them, until what was replaced is given up
 
     def __len__(self) -> int:
         return len(self._map)
@@ -31,26 +39,36 @@ class Descriptions:
         return self._map.find(ids)
 
     def add(self, items: Items) -> Ids:
-        """Adds items, or replaces what describes them; returns their places."""
-        fresh = items.ids[self._map.find(items.ids) < 0]
-        self._map.add(fresh)
-        more = len(self._map) - len(self._tokens)
-        self._tokens += [np.empty(0, np.int64)] * more
-        self._fields += [np.empty(0, np.int32)] * more
-        places = self._map.find(items.ids)
-        bounds = items.tokens.offsets.tolist()
-        for i, place in enumerate(places.tolist()):
-            self._tokens[place] = items.tokens.values[bounds[i] : bounds[i + 1]]
-            self._fields[place] = items.fields[bounds[i] : bounds[i + 1]]
+        """Adds items, or replaces what describes them; of one that comes twice the last counts.
+        Returns their places.
+        """
+        begin, end = self._end, self._end + len(items.tokens.values)
+        places = self._map.add(items.ids)
+        self._tokens.reserve(end)[begin:end] = items.tokens.values
+        self._fields.reserve(end)[begin:end] = items.fields
+        self._starts.reserve(len(self))[places] = begin + items.tokens.offsets[:-1]
+        self._lengths.reserve(len(self))[places] = items.tokens.lengths
+        self._end = end
+        if end > self._most:
+            self._give_up_replaced()
         return places
 
     def items(self, places: Ids) -> Items:
         """The items at these places, as a model reads them."""
-        tokens = [self._tokens[place] for place in places.tolist()]
-        lengths = np.array([t.size for t in tokens], np.int64)
-        values = np.concatenate([np.empty(0, np.int64), *tokens])
-        fields = [np.empty(0, np.int32), *(self._fields[place] for place in places.tolist())]
-        return Items(self._map.ids[places], Jagged.of(values, lengths), np.concatenate(fields))
+        lengths = self._lengths.rows[places]
+        taken = Jagged.of(np.empty(0, np.int64), lengths)
+        at = np.repeat(self._starts.rows[places] - taken.offsets[:-1], lengths)
+        at += np.arange(len(at))
+        tokens = Jagged(self._tokens.rows[at], taken.offsets)
+        return Items(self._map.ids[places], tokens, self._fields.rows[at])
+
+    def _give_up_replaced(self) -> None:
+        every = self.items(np.arange(len(self)))
+        self._end = len(every.tokens.values)
+        self._tokens.rows[: self._end] = every.tokens.values
+        self._fields.rows[: self._end] = every.fields
+        self._starts.rows[: len(self)] = every.tokens.offsets[:-1]
+        self._most = max(_FEW, 2 * self._end)
 
     def in_order(self, ids: Ids) -> Items:
         """The items with these ids, in their order; nothing describes one that is not known."""

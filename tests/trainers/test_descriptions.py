@@ -68,3 +68,26 @@ def test_a_cut_of_the_corpus_keeps_them() -> None:
     again.restore(corpus.table())
     assert read(again.items(np.arange(3))) == FIRST
     assert read(again.describe(np.array([9, 1]))) == {9: FIRST[9]}
+
+
+def test_however_often_items_are_described_only_the_newest_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    known = Descriptions()
+    newest: dict[int, list[tuple[int, int]]] = {}
+    for _ in range(200):
+        ids = rng.integers(0, 300, 50).tolist()
+        said = {
+            i: [(int(rng.integers(9)), int(rng.integers(99)))] * int(rng.integers(6)) for i in ids
+        }
+        known.add(items(said))
+        newest |= said
+    assert read(known.items(np.arange(len(known)))) == newest
+    assert read(known.copy().describe(np.array(sorted(newest)))) == dict(sorted(newest.items()))
+    assert len(known._tokens.rows) < 1 << 14  # of some 25,000 that were said
+
+
+def test_of_an_item_that_comes_twice_the_last_description_counts() -> None:
+    known = Descriptions()
+    twice = Items(np.array([5, 6, 5]), Jagged.of(np.array([1, 2, 3]), np.array([1, 1, 1])))
+    assert known.add(twice).tolist() == [0, 1, 0]
+    assert known.in_order(np.array([5])).tokens.values.tolist() == [3]
