@@ -101,7 +101,7 @@ class Catalog:
     worth showing, and a list of what people rated badly helps nobody. The clock of the lists is
     the newest event time, so that a replayed past is the present of its time. They are made anew
     when the actions, new items and declarations since are a 64th of what is counted, so that making
-    them costs less than counting, or else when a second has passed.
+    them costs less than counting, or else when a second has passed and the clock has moved.
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class Catalog:
         newcomers = None if counted is None else counted.shards["newcomers"]
         self._newcomers = Newcomers(self._config.newcomers, newcomers)
         self._clock_us = 0  # the newest event time
-        self._changes = 0  # since the lists were made
+        self._made_at_us = 0  # the clock when the lists were made
+        self._changes = 0  # since then
         self._refresh_due_us = 0
         if state is not None:
             self._intake.restore(state.shards["intake"])
@@ -157,7 +158,8 @@ class Catalog:
         return []
 
     def on_time(self, now_us: int) -> list[object]:
-        waiting = self._changes or self._newcomers.pending
+        late = self._clock_us > self._made_at_us  # what is shown moves the clock, changes nothing
+        waiting = late or self._changes or self._newcomers.pending
         if waiting and now_us >= self._refresh_due_us:
             self._refresh()
             self._refresh_due_us = now_us + _REFRESHED_US
@@ -345,7 +347,7 @@ class Catalog:
         self._recent = popular[popularity > 0], popularity[popularity > 0]
         self._popularity.refresh(self._clock_us)
         self._newcomers.refresh(self._clock_us, self._statistics, self.content)
-        self._changes = 0
+        self._made_at_us, self._changes = self._clock_us, 0
 
     def _rank(self) -> None:
         popular = self._statistics.most_popular(_RANKED)

@@ -222,6 +222,7 @@ def _machine(config: RayServeConfig) -> dict[str, Any]:
         "num_cpus": math.ceil(2 * config.max_replicas * config.cpus),
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
+        "_system_config": {"worker_niceness": 0},  # else anything on this machine goes first
     }
 
 

@@ -370,6 +370,19 @@ def test_lists_are_made_anew_in_time(as_records: AsRecords) -> None:
     assert not before.shards["popularity"].equals(after.shards["popularity"])
 
 
+def test_lists_cool_down_while_nothing_pleases(films: Catalog, as_records: AsRecords) -> None:
+    films.on_batch(as_records([like("1") | {"at": "2023-01-02T00:00:00Z"}] * 5, start=50))
+    films.on_time(1_000_000_000)
+    before = films.hot.top("week", 1)[1]
+    ignored = {"kind": "rate", "user_id": "u", "item_id": "1", "value": 1}
+    films.on_batch(as_records([ignored | {"at": "2023-01-09T00:00:00Z"}], start=60))
+    films.on_time(1_001_000_000)
+    assert films.hot.top("week", 1)[1] == pytest.approx(before / np.e, rel=1e-3)
+    held = films.hot
+    films.on_time(1_002_000_000)
+    assert films.hot is held
+
+
 YOUNG = CatalogConfig(newcomers=NewcomersConfig(days=1.0, actions=2, most=4, neighbours=2))
 
 

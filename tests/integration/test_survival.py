@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks._service import service
@@ -48,6 +49,8 @@ def test_it_survives_kills_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     with service(home, recipe) as first:
         first.wait_until_ready()
         killed = processes_of(home)
+        nicer = {psutil.Process(one).nice() - psutil.Process().nice() for one in killed.values()}
+        assert nicer == {5}  # answers come first
         for process in killed.values():
             os.kill(process, signal.SIGKILL)
         first.wait_for(lambda: not killed.items() & processes_of(home).items())
