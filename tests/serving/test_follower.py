@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -788,12 +789,15 @@ def test_other_threads_may_ask_where_it_is_to_stay_while_it_follows(stage: Stage
             failed.append(error)
 
     asking = threading.Thread(target=ask)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # they take turns often, and nobody waits long
     asking.start()
     for number in range(60):
         stage.publish(number, held=None if number % 3 else "a0")
         follower.turn(0)
     done.set()
     asking.join()
+    sys.setswitchinterval(usual)
     assert failed == []
     assert found <= {None, "two_tower/a/0"}
 
