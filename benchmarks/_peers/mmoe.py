@@ -90,7 +90,8 @@ class PlainMMoE(nn.Module):
         )
         self.gates = nn.ModuleList(nn.Linear(inputs, EXPERTS, bias=False) for _ in TASKS)
         self.towers = nn.ModuleList(
-            nn.Sequential(nn.Linear(EXPERT, TOWER), nn.ReLU(), nn.Linear(TOWER, 1)) for _ in TASKS
+            nn.Sequential(nn.Linear(EXPERT, TOWER), nn.LeakyReLU(0.1), nn.Linear(TOWER, 1))
+            for _ in TASKS
         )
         for rows in self.embeddings.parameters():
             nn.init.uniform_(rows, -BIRTH_SCALE, BIRTH_SCALE)

@@ -58,8 +58,23 @@ def test_towers_side_by_side_are_as_many_towers(bases: int) -> None:
     towers, base = Towers([0.0, -1.0, 2.0], 5, 4), torch.randn(7, bases, 5)
     found = towers(base)
     for k in range(3):
-        hidden = (base[:, k % bases] @ towers.hidden[k] + towers.hidden_bias[k]).relu()
+        hidden = base[:, k % bases] @ towers.hidden[k] + towers.hidden_bias[k]
+        hidden = F.leaky_relu(hidden, 0.1)
         torch.testing.assert_close(found[:, k], hidden @ towers.last[k] + towers.last_bias[k])
+
+
+def test_a_tower_that_was_pushed_below_zero_for_all_comes_back() -> None:
+    torch.manual_seed(0)
+    towers, base = Towers([0.0], 5, 8), torch.randn(200, 1, 5)
+    towers.hidden_bias.data.fill_(-2.0)
+    wanted = base[:, 0, :1].abs()
+    steps = torch.optim.Adam(towers.parameters(), 0.01)
+    for _ in range(1_000):
+        steps.zero_grad()
+        F.mse_loss(towers(base), wanted).backward()
+        steps.step()
+    left = F.mse_loss(towers(base), wanted).detach()
+    assert left < 0.1 * wanted.var()
 
 
 def test_what_depends_on_the_user_alone_is_computed_once_for_him(

@@ -36,6 +36,9 @@ from trainers.table import TableConfig
 from trainers.tasks import Space, Task, check_tasks, expected, roots, task_losses
 
 RARE = -2.0  # a logit
+# What is young is near zero, so a tower's hidden unit is on for all pairs or for none, and whose
+# bias was pushed below once is off for good: of plain ReLUs half were after 200 steps, or all.
+_LEAK = 0.1
 
 
 @dataclass(frozen=True)
@@ -252,8 +255,8 @@ class Layers(nn.Module):
 
 
 class Towers(nn.Module):
-    """For each of K tasks one hidden layer: (n, K or 1, r) to (n, K), all in one product. Each
-    begins near what `begins` says.
+    """For each of K tasks one hidden layer of leaky ReLUs: (n, K or 1, r) to (n, K), all in one
+    product. Each begins near what `begins` says.
     """
 
     def __init__(self, begins: Sequence[float], inputs: int, hidden: int) -> None:
@@ -268,5 +271,6 @@ class Towers(nn.Module):
 
     def forward(self, base: Tensor) -> Tensor:
         read = base.expand(-1, len(self.hidden), -1).transpose(0, 1)  # (K, n, r)
-        hidden = torch.bmm(read, self.hidden).add_(self.hidden_bias[:, None]).relu_()  # (K, n, h)
+        hidden = torch.bmm(read, self.hidden).add_(self.hidden_bias[:, None])
+        hidden = F.leaky_relu_(hidden, _LEAK)  # (K, n, h)
         return torch.bmm(hidden, self.last[:, :, None])[:, :, 0].T + self.last_bias
