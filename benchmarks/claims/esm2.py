@@ -9,8 +9,8 @@ world's own probabilities. `esmm_cart` is ESMM with the cart as a third task tha
 depend on: it finds nearly as much, so what helps is the cart, and how a purchase is made of it
 hardly.
 
-Who buys it tells better; who would buy once they have clicked only just not surely (-.0000 to
-.0055). With a purchase that counts 30 in place of 100, so that ESMM is slow to learn it, it is
+Who buys it tells better; who would buy once they have clicked only just not surely (-.0003 to
+.0050). With a purchase that counts 30 in place of 100, so that ESMM is slow to learn it, it is
 ahead by .017 (.010 to .024).
 """
 

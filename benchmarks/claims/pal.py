@@ -11,8 +11,8 @@ probabilities of being noticed, up to a factor, against the click rates of the p
 those of better items too.
 
 `trivago`: a shared bottom learns one half of the lists, at random; of the other half are asked
-pairs of neighbours, as for COEC. PAL gains nothing there; the place as a feature .007 (-.001 to
-.014). The truth of places is not known; what comes nearest are hotels that stood at the first place
+pairs of neighbours, as for COEC. PAL gains nothing there; the place as a feature .010 (.003 to
+.018). The truth of places is not known; what comes nearest are hotels that stood at the first place
 and at another in other lists (Agarwal et al., *Estimating Position Bias without Intrusive
 Interventions*, WSDM 2019). By these click rates are right: a second place is clicked on .37 times
 as often as the first. PAL says .7 to 1. Rows at .1 to 1 from a first square of .01 or 1e-8, dense

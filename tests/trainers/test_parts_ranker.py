@@ -71,7 +71,7 @@ def test_a_tower_that_was_pushed_below_zero_for_all_comes_back() -> None:
     steps = torch.optim.Adam(towers.parameters(), 0.01)
     for _ in range(1_000):
         steps.zero_grad()
-        F.mse_loss(towers(base), wanted).backward()
+        F.mse_loss(towers(base), wanted).backward()  # type: ignore[no-untyped-call]
         steps.step()
     left = F.mse_loss(towers(base), wanted).detach()
     assert left < 0.1 * wanted.var()
