@@ -31,7 +31,11 @@ CONFIG = {
     "headers": {"Authorization": f"Bearer {KEY}"},
     "generation": {"deterministic": True, "max-examples": 12, "database": "none"},
     "phases": {"stateful": {"enabled": False}},  # no answer leads to a next question
-}
+    # What does not fit is refused; where it is also too long, for that (414).
+    "checks": {"negative_data_rejection": {"expected-statuses": [
+        400, 401, 403, 404, 405, 406, 409, 414, 415, 422, 428, 429, "5xx",
+    ]}},
+}  # fmt: skip
 # What the file cannot say: which attributes items have, and what a text holds that is lines.
 BEYOND_THE_FILE = ("items have no field", '{"lines":')
 # Nor that a time is not before 1970, or to come.
