@@ -565,12 +565,12 @@ def talk(service: Service, serve: Serve) -> Iterator[Callable[..., bytes]]:
 
         def exchange(sent: bytes) -> bytes:
             with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
-                connection.sendall(sent)
                 received = b""
                 try:
+                    connection.sendall(sent)
                     while piece := connection.recv(65_536):
                         received += piece
-                except ConnectionResetError:
+                except ConnectionResetError:  # whoever refuses does not read to the end
                     pass
                 return received
 
