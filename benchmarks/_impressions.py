@@ -36,6 +36,7 @@ from streaming.sources.world import World, WorldConfig
 from trainers.tasks import labels_read
 from trainers.trainer import Trainer, TrainerConfig
 
+ROWS = {"optimiser": {"learning_rate": 1.0, "first_square": 1e-8}}  # they learn fast
 FIELDS = ("user_id", "history", "scenario", "item_id", "category", "brand", "words")
 # No searches: there the list depends on what the user has in mind, which no sample tells.
 SCENARIOS = (

@@ -16,7 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks._claims import Report
-from benchmarks._impressions import WORLD, Setting, agreement, asked, impressions, predicted, taught
+from benchmarks._impressions import (
+    ROWS,
+    WORLD,
+    Setting,
+    agreement,
+    asked,
+    impressions,
+    predicted,
+    taught,
+)
 from streaming.event_columns import scenario_codes
 from streaming.sources.chance import Floats, Ints
 from trainers.models.parts.chance import generator
@@ -25,7 +34,6 @@ from trainers.trainer import Trainer
 
 Policy = Literal["promoted", "ranked"]
 _WORLD = replace(WORLD, days=12)
-ROWS = {"optimiser": {"learning_rate": 1.0, "first_square": 1e-8}}
 _SETTINGS = {"promoted": Setting(_WORLD, promoted=1.0), "ranked": Setting(_WORLD)}
 
 

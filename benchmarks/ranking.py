@@ -34,7 +34,16 @@ import torch
 from pydantic import PositiveInt
 
 from benchmarks import _impressions
-from benchmarks._impressions import FIELDS, WORLD, Impressions, Setting, agreement, asked, predicted
+from benchmarks._impressions import (
+    FIELDS,
+    ROWS,
+    WORLD,
+    Impressions,
+    Setting,
+    agreement,
+    asked,
+    predicted,
+)
 from benchmarks._plot import bar_plot
 from benchmarks._streams import seeded
 from features.shown import Pairs
@@ -121,8 +130,7 @@ def test(name: str, learnt: Impressions, last: Impressions, config: Config) -> d
 def trainer_of(name: str, config: Config) -> TrainerConfig:
     """How a system is trained: that of a registered model, or one that wears something."""
     model, _, worn = name.partition("+")
-    table = {"optimiser": {"learning_rate": 1.0, "first_square": 1e-8}}
-    options = {"tasks": TASKS, "fields": list(FIELDS), "table": table, **SETTINGS.get(model, {})}
+    options = {"tasks": TASKS, "fields": list(FIELDS), "table": ROWS, **SETTINGS.get(model, {})}
     if worn == COEC:
         options["fields"] = [*options["fields"], COEC]
     elif worn:

@@ -101,7 +101,8 @@ class Catalog:
     worth showing, and a list of what people rated badly helps nobody. The clock of the lists is
     the newest event time, so that a replayed past is the present of its time. They are made anew
     when the actions, new items and declarations since are a 64th of what is counted, so that making
-    them costs less than counting, or else when a second has passed and the clock has moved.
+    them costs less than counting, or else, where there are some or the clock has moved, after a
+    second.
     """
 
     def __init__(

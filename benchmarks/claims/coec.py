@@ -37,6 +37,7 @@ from benchmarks._auc import auc
 from benchmarks._claims import FRESH, Claim, Report
 from benchmarks._impressions import (
     FIELDS,
+    ROWS,
     WORLD,
     Setting,
     agreement,
@@ -48,7 +49,6 @@ from benchmarks._impressions import (
     true,
 )
 from benchmarks._logs import SEEDS, Log, Neighbours, log
-from benchmarks._positions import ROWS
 from features.coec import Coec, CoecConfig, CountedBaseline, CountedConfig, Shown
 from streaming.event_columns import NONE, scenario_codes
 from streaming.sources.chance import Floats, Ints

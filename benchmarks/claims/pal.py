@@ -37,9 +37,9 @@ import numpy as np
 
 from benchmarks._auc import auc
 from benchmarks._claims import FRESH, Claim, Report
-from benchmarks._impressions import described, predicted, taught
+from benchmarks._impressions import ROWS, described, predicted, taught
 from benchmarks._logs import SEEDS, Log, Neighbours, log
-from benchmarks._positions import ROWS, found, noticed_at, off, orders
+from benchmarks._positions import found, noticed_at, off, orders
 from streaming.sources.chance import Floats
 from trainers.models.parts.position_bias import Hows, PositionConfig
 from trainers.trainer import Trainer
